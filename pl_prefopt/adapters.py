@@ -1,0 +1,165 @@
+"""Switching peft adapters inside any network they were injected into (transformers, diffusers, own modules)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+REFERENCE = "reference"
+
+
+def adapter_layers(network: nn.Module) -> list[Any]:
+    """All layers of `network` that carry adapters, modules-to-save wrappers included; empty without peft."""
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils import AuxiliaryTrainingWrapper
+    except ImportError:
+        return []
+    return [m for m in network.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
+def has_adapters(network: nn.Module) -> bool:
+    """Whether peft adapters are injected into `network`."""
+    return bool(adapter_layers(network))
+
+
+@contextmanager
+def adapters_disabled(network: nn.Module) -> Iterator[None]:
+    """Run `network` without its adapters; which parameters train is as before when the block ends.
+
+    Leave the block before backward: with gradient checkpointing the recomputation must see the adapters again.
+    """
+    with _switched(network):
+        for layer in adapter_layers(network):
+            layer.enable_adapters(False)
+        yield
+
+
+@contextmanager
+def adapter_active(network: nn.Module, name: str) -> Iterator[None]:
+    """Run `network` with the adapter `name` alone; trainability and the active adapter are restored at the end.
+
+    Raises:
+        ValueError: no layer of `network` has such an adapter.
+    """
+    if name not in adapter_names(network):
+        raise ValueError(f"no adapter named {name!r}; the network has {sorted(adapter_names(network)) or 'none'}")
+    with _switched(network):
+        for layer in adapter_layers(network):
+            layer.enable_adapters(True)
+            layer.set_adapter(name)
+        yield
+
+
+@contextmanager
+def _switched(network: nn.Module) -> Iterator[None]:
+    trainable = {name: p.requires_grad for name, p in network.named_parameters()}
+    before = [(layer, layer.active_adapters, layer.disable_adapters) for layer in adapter_layers(network)]
+    try:
+        yield
+    finally:
+        for layer, active, disabled in before:
+            layer.enable_adapters(not disabled)
+            if active:
+                layer.set_adapter(active)
+        for name, p in network.named_parameters():
+            p.requires_grad_(trainable.get(name, p.requires_grad))
+
+
+def adapter_names(network: nn.Module) -> set[str]:
+    """Names of the adapters found in `network`."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [m for m in adapter_layers(network) if isinstance(m, BaseTunerLayer)]
+    return {key for layer in layers for part in layer.adapter_layer_names for key in getattr(layer, part, {})}
+
+
+def adapter_parameters(network: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """Parameters of one adapter, keyed by their name with the adapter's own name taken out."""
+    found = {}
+    for key, p in network.named_parameters():
+        parts = key.split(".")
+        if name in parts and any(part.startswith(("lora_", "modules_to_save")) or "vera" in part for part in parts):
+            found[".".join(part for part in parts if part != name)] = p
+    return found
+
+
+def add_adapter_copy(network: nn.Module, source: str, name: str) -> None:
+    """Add a frozen adapter `name` with the configuration and the values of `source`; `source` stays active."""
+    config = getattr(network, "peft_config", {}).get(source)
+    if config is None:
+        raise ValueError(f"the network has no peft configuration named {source!r}, so it cannot be copied")
+    with _switched(network):
+        if hasattr(network, "add_adapter") and not hasattr(network, "base_model"):
+            network.add_adapter(config, adapter_name=name)  # pyright: ignore[reportCallIssue]
+        else:
+            network.add_adapter(name, config)  # pyright: ignore[reportCallIssue]
+        values, copies = adapter_parameters(network, source), adapter_parameters(network, name)
+        with torch.no_grad():
+            for key, target in copies.items():
+                target.copy_(values[key])
+    for target in adapter_parameters(network, name).values():
+        target.requires_grad_(False)
+
+
+def combine_adapters(paths: Sequence[str | Path], weights: Sequence[float], out: str | Path) -> Path:
+    """Write the linear combination sum_i weights_i * adapter_i of peft adapters: COFS-DPO's theta (2406.05534).
+
+    theta = lambda F_1 + (1 - lambda) F_2 acts on the adapter parameters themselves, as in the paper's abstract; the
+    choice of lambda on a memory of earlier data is up to the caller.
+
+    Args:
+        paths: folders with adapter_config.json and adapter_model.safetensors, at least one.
+        weights: one finite number per path.
+        out: folder to write; created when absent.
+
+    Returns:
+        The folder written, loadable by peft.
+
+    Raises:
+        ValueError: counts that differ, weights that are not finite, adapters of different shape or configuration.
+    """
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    folders = [Path(p) for p in paths]
+    if not folders or len(folders) != len(weights):
+        raise ValueError(f"paths and weights must be equally many and not empty, got {len(folders)} and {len(weights)}")
+    if not all(torch.isfinite(torch.tensor(float(w))) for w in weights):
+        raise ValueError(f"weights must be finite, got {list(weights)}")
+    for folder in folders:
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise ValueError(f"{folder} holds no adapter_model.safetensors; give the folder that AdapterExport wrote")
+    configs = [json.loads((f / "adapter_config.json").read_text()) for f in folders]
+    for key in ("peft_type", "r", "lora_alpha", "target_modules", "use_rslora"):
+        seen = [_comparable(c.get(key)) for c in configs]
+        if any(s != seen[0] for s in seen):
+            raise ValueError(f"adapters differ in {key}: {seen}; only adapters of one configuration can be combined")
+    states = [load_file(f / "adapter_model.safetensors") for f in folders]
+    _same_layout(states, folders)
+    mixed = {k: sum(w * s[k].float() for w, s in zip(weights, states, strict=True)) for k in states[0]}
+    target = Path(out)
+    target.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {k: torch.as_tensor(v).to(states[0][k].dtype) for k, v in mixed.items()}
+    save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    (target / "adapter_config.json").write_text(json.dumps(configs[0], indent=2))
+    return target
+
+
+def _comparable(value: Any) -> Any:
+    return sorted(value) if isinstance(value, list) else value
+
+
+def _same_layout(states: Sequence[Mapping[str, Tensor]], folders: Sequence[Path]) -> None:
+    first = {k: tuple(v.shape) for k, v in states[0].items()}
+    for state, folder in zip(states[1:], folders[1:], strict=True):
+        other = {k: tuple(v.shape) for k, v in state.items()}
+        if other != first:
+            odd = sorted({k for k in first.keys() | other.keys() if first.get(k) != other.get(k)})[:3]
+            raise ValueError(f"{folder} has other tensors than {folders[0]}: {', '.join(odd)}")

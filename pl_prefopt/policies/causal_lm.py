@@ -1,0 +1,138 @@
+"""Causal language models by name or from a configuration, with or without adapters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pl_prefopt.policies.base import PolicyBuilder, check_lora, disable_dropout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class CausalLM(PolicyBuilder):
+    """A transformers causal language model, loaded by name or built from its configuration.
+
+    Args:
+        pretrained: hub name or folder; exactly one of `pretrained` and `config` is given.
+        config: `model_type` plus arguments of that family's configuration class, for a randomly initialised model,
+            e.g. {"model_type": "qwen2", "hidden_size": 64, ...}.
+        revision: branch, tag or commit of `pretrained`.
+        dtype: "float32", "bfloat16" or "float16", the dtype of the weights.
+        attention: attention implementation of transformers ("sdpa", "eager", "flash_attention_2").
+        lora: arguments of peft.LoraConfig; None trains all weights.
+        adapter: folder or hub name of a trained adapter to continue from.
+        quantization: arguments of transformers.BitsAndBytesConfig, for QLoRA (needs bitsandbytes and a GPU; not run in
+            this project's own tests).
+        dropout: keep the model's dropout. Off by default, so that policy and reference agree at the first step.
+        gradient_checkpointing: recompute activations in backward.
+        trust_remote_code: run code that comes with the checkpoint; off unless you ask.
+        seed: seed of the random initialisation of `config` models and of new adapters.
+
+    Raises:
+        ValueError: both or neither of `pretrained` and `config`, an unknown dtype, model type or adapter option.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        config: dict[str, Any] | None = None,
+        revision: str | None = None,
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        lora: dict[str, Any] | None = None,
+        adapter: str | None = None,
+        quantization: dict[str, Any] | None = None,
+        dropout: bool = False,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if (pretrained is None) == (config is None):
+            raise ValueError(
+                f"give exactly one of pretrained (a name or folder) and config (a dict with model_type); got "
+                f"pretrained={pretrained!r}, config={config!r}"
+            )
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        if config is not None and "model_type" not in config:
+            raise ValueError(f"config needs a model_type such as 'qwen2', 'llama' or 'gpt2'; got keys {sorted(config)}")
+        if lora is not None and adapter is not None:
+            raise ValueError("give lora (a new adapter) or adapter (a trained one), not both")
+        check_lora(lora)
+        self.pretrained = pretrained
+        self.config = config
+        self.revision = revision
+        self.dtype = dtype
+        self.attention = attention
+        self.lora = lora
+        self.adapter = adapter
+        self.quantization = quantization
+        self.dropout = dropout
+        self.gradient_checkpointing = gradient_checkpointing
+        self.trust_remote_code = trust_remote_code
+        self.seed = seed
+
+    def __call__(self) -> nn.Module:
+        """Build the model; the global random state is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = self._from_config() if self.config is not None else self._from_pretrained()
+            if self.quantization is not None:
+                from peft import prepare_model_for_kbit_training
+
+                network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
+            if self.gradient_checkpointing:
+                network.gradient_checkpointing_enable({"use_reentrant": False})
+            wrapped = self._with_adapter(network)
+        if not self.dropout:
+            disable_dropout(wrapped)
+        return wrapped.train()
+
+    def _from_config(self) -> PreTrainedModel:
+        from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+        options = dict(self.config or {})
+        kind = options.pop("model_type")
+        if kind not in CONFIG_MAPPING:
+            import difflib
+
+            near = difflib.get_close_matches(kind, list(CONFIG_MAPPING), 3)
+            raise ValueError(f"model_type {kind!r} is unknown to transformers; nearest: {', '.join(near) or 'none'}")
+        config = AutoConfig.for_model(kind, **options)
+        return AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype], attn_implementation=self.attention)
+
+    def _from_pretrained(self) -> PreTrainedModel:
+        from transformers import AutoModelForCausalLM
+
+        extra: dict[str, Any] = {}
+        if self.quantization is not None:
+            from transformers import BitsAndBytesConfig
+
+            extra["quantization_config"] = BitsAndBytesConfig(**self.quantization)
+        assert self.pretrained is not None
+        return AutoModelForCausalLM.from_pretrained(
+            self.pretrained,
+            revision=self.revision or "main",
+            dtype=DTYPES[self.dtype],
+            attn_implementation=self.attention,
+            trust_remote_code=self.trust_remote_code,
+            use_safetensors=True,
+            **extra,
+        )
+
+    def _with_adapter(self, network: PreTrainedModel) -> nn.Module:
+        if self.adapter is not None:
+            from peft import PeftModel
+
+            return PeftModel.from_pretrained(network, self.adapter, is_trainable=True, use_safetensors=True)
+        if self.lora is None:
+            return network
+        from peft import LoraConfig, get_peft_model
+
+        return get_peft_model(network, LoraConfig(**{"task_type": "CAUSAL_LM", **self.lora}))
