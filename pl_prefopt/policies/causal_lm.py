@@ -24,7 +24,7 @@ class CausalLM(PolicyBuilder):
             e.g. {"model_type": "qwen2", "hidden_size": 64, ...}.
         revision: branch, tag or commit of `pretrained`.
         dtype: "float32", "bfloat16" or "float16", the dtype of the weights.
-        attention: attention implementation of transformers ("sdpa", "eager", "flash_attention_2").
+        attention: attention implementation of transformers ("sdpa", "eager", "flash_attention_2"); None: its choice.
         lora: arguments of peft.LoraConfig; None trains all weights.
         adapter: folder or hub name of a trained adapter to continue from.
         quantization: arguments of transformers.BitsAndBytesConfig, for QLoRA (needs bitsandbytes and a GPU; not run in
@@ -44,7 +44,7 @@ class CausalLM(PolicyBuilder):
         config: dict[str, Any] | None = None,
         revision: str | None = None,
         dtype: str = "float32",
-        attention: str = "sdpa",
+        attention: str | None = None,
         lora: dict[str, Any] | None = None,
         adapter: str | None = None,
         quantization: dict[str, Any] | None = None,
