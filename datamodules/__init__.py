@@ -1,4 +1,54 @@
 """Public `pl_prefopt.datamodules`."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 if __name__ != "pl_prefopt.datamodules":
-    raise ImportError("import pl_prefopt.datamodules instead of datamodules: two copies of one class would not recognise each other")
+    raise ImportError(
+        "import pl_prefopt.datamodules instead of datamodules: two copies of one class would not recognise each other"
+    )
+
+if TYPE_CHECKING:
+    from pl_prefopt.datamodules._collate import Collator
+    from pl_prefopt.datamodules._loader import PlannedLoader
+    from pl_prefopt.datamodules._rows import TokenizedRows
+    from pl_prefopt.datamodules._sampler import EvalBatches, Share, TrainBatches
+    from pl_prefopt.datamodules.text import TextPreferenceDataModule
+    from pl_prefopt.datamodules.tokenizers import PretrainedTokenizer, TokenizerBuilder, TrainedTokenizer
+
+_HOMES = {
+    "Collator": "_collate",
+    "EvalBatches": "_sampler",
+    "PlannedLoader": "_loader",
+    "PretrainedTokenizer": "tokenizers",
+    "Share": "_sampler",
+    "TextPreferenceDataModule": "text",
+    "TokenizedRows": "_rows",
+    "TokenizerBuilder": "tokenizers",
+    "TrainBatches": "_sampler",
+    "TrainedTokenizer": "tokenizers",
+}
+__all__ = [
+    "Collator",
+    "EvalBatches",
+    "PlannedLoader",
+    "PretrainedTokenizer",
+    "Share",
+    "TextPreferenceDataModule",
+    "TokenizedRows",
+    "TokenizerBuilder",
+    "TrainBatches",
+    "TrainedTokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; known: {', '.join(_HOMES)}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

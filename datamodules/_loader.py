@@ -1,0 +1,114 @@
+"""A loader that Lightning neither re-wraps nor replays: it knows its epoch and its place in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+class BatchPlan(Protocol):
+    """What the loader needs from a sampler: batches of row ids that depend on the epoch only."""
+
+    def __len__(self) -> int: ...
+    def batches(self, epoch: int) -> Sequence[np.ndarray]: ...
+    def fingerprint(self, epoch: int) -> str: ...
+
+
+class PlannedLoader:
+    """Load the batches of a plan, remember the position, and continue from it exactly.
+
+    It is deliberately not a `torch.utils.data.DataLoader`: Lightning replaces the samplers of those under DDP and in
+    `overfit_batches` and `predict`. It makes a plain one per epoch for the worker processes. Lightning finds
+    `state_dict`, `load_state_dict` and `batch_sampler.sampler.set_epoch` here. Making and iterating it draws nothing
+    from the global random generators.
+
+    The state is the same on all ranks: epoch, batches handed out in it, and a key of the epoch's order. A dataset whose
+    rows are random must derive that randomness from (seed, epoch, row id); if it has `set_epoch`, it is told the epoch.
+
+    Args:
+        dataset: random-access rows of any modality.
+        plan: which rows form which batch on this rank.
+        collate: turns a list of rows into a batch.
+        num_workers: worker processes; 0 loads in this process.
+        pin_memory: copy batches to pinned memory first.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        plan: BatchPlan,
+        collate: Callable[[list[Any]], Any],
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.rows = dataset
+        self.plan = plan
+        self.collate = collate
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.epoch = 0
+        self._position = 0
+        self._resume_at = 0
+
+    @property
+    def batch_sampler(self) -> Any:
+        """Give Lightning the path on which it announces epochs: `loader.batch_sampler.sampler.set_epoch`."""
+        return _EpochPath(self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order; another epoch than that of a loaded state starts at its beginning."""
+        if epoch != self.epoch:
+            self.epoch, self._position, self._resume_at = epoch, 0, 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank, resumed or not."""
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the remaining batches; the start is looked up when the first one is asked for, not before."""
+        start, self._resume_at = self._resume_at, 0
+        self._position = start
+        if callable(told := getattr(self.rows, "set_epoch", None)):
+            told(self.epoch)
+        batches = [b.tolist() for b in self.plan.batches(self.epoch)[start:]]
+        loader = DataLoader(
+            self.rows,
+            batch_sampler=batches,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            generator=torch.Generator().manual_seed(self.epoch),
+        )
+        for batch in loader:
+            self._position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position: plain numbers and a key."""
+        return {"epoch": self.epoch, "position": self._position, "order": self.plan.fingerprint(self.epoch)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a position.
+
+        Raises:
+            ValueError: the position lies within an epoch whose order cannot be made again.
+        """
+        within = 0 < state["position"] < len(self)
+        if within and (found := self.plan.fingerprint(state["epoch"])) != state["order"]:
+            raise ValueError(
+                f"data position of the checkpoint: epoch {state['epoch']}, batch {state['position']}, order "
+                f"{state['order']}, but this run's order is {found}. Rows, seed, batch_size, accumulation, devices and "
+                "length_buckets must be those of the checkpoint; or resume from one written at the end of an epoch."
+            )
+        self.epoch = state["epoch"]
+        self._position = self._resume_at = state["position"]
+
+
+class _EpochPath:
+    def __init__(self, loader: PlannedLoader) -> None:
+        self.sampler = loader

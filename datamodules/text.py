@@ -1,0 +1,265 @@
+"""Preference pairs and lists of text for language models."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_info
+
+from pl_prefopt.configurable import to_config
+from pl_prefopt.datamodules._build import Settings, default_cache, example_texts, plain, tokenized
+from pl_prefopt.datamodules._checks import one_of, positive
+from pl_prefopt.datamodules._collate import Collator
+from pl_prefopt.datamodules._formats import parse
+from pl_prefopt.datamodules._loader import PlannedLoader
+from pl_prefopt.datamodules._readers import Source, open_source
+from pl_prefopt.datamodules._rows import TokenizedRows
+from pl_prefopt.datamodules._sampler import EvalBatches, Share, TrainBatches
+from pl_prefopt.datamodules._stats import describe, statistics
+from pl_prefopt.datamodules._truncate import Truncation
+from pl_prefopt.datamodules.tokenizers import PretrainedTokenizer, TokenizerBuilder, TrainedTokenizer, check_tokenizer
+
+Files = str | list[str]
+STAGES = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+    None: ("train", "val", "test"),
+}
+
+
+class TextPreferenceDataModule(L.LightningDataModule):
+    """Read preference data in any common layout, tokenise it once, and load it in stateful, length-bucketed batches.
+
+    After `setup`: `datasets` (name -> `TokenizedRows`; names "train", "val", "test", or "val/<name>" for several),
+    `tokenizer`, `vocab_size`, `collate`, `texts(split, index)`, `stats(split)`. The batch is described in docs/data.md.
+
+    Args:
+        train: path of JSONL, JSON, Parquet, CSV or TSV, a folder, a hub name ("org/name:split"), or a list of these.
+        val: the same, or a dict name -> path for several sets, or a fraction in (0, 1) of the training rows.
+        test: like `val`, without the fraction.
+        tokenizer: hub name or folder, or a `TokenizerBuilder`; None: `TrainedTokenizer()` on the training rows.
+        batch_size: rows per device and micro-batch.
+        eval_batch_size: the same in evaluation; None means `batch_size`.
+        max_length: tokens of prompt + completion.
+        max_prompt_length: tokens of the prompt; None limits it only where the whole is too long.
+        prompt_truncation: "keep_end", "keep_start", "drop" or "error".
+        completion_truncation: "keep_start", "keep_end", "drop" or "error".
+        eos: "append" (each completion ends in EOS or in the chat template's end of turn) or "keep".
+        allow_empty_prompt: an empty prompt becomes BOS instead of an error.
+        columns: our column name -> the file's.
+        chat_template: jinja text or the path of a file with it; replaces the tokenizer's.
+        chat_template_kwargs: arguments for the chat template.
+        on_bad_row: "error" stops at the first row that cannot be used, "drop" leaves such rows out and counts them.
+        limit: use only the first rows of each split; a number, or a dict split -> number.
+        length_buckets: group rows of like length.
+        drop_last: False keeps rows that do not fill an optimiser step (one device only).
+        num_workers: worker processes per loader.
+        seed: seed of order and split; the order of epoch e depends on (seed, e) only.
+        cache_dir: folder of tokenised rows and trained tokenizers; None: $PL_PREFOPT_CACHE or the user's cache folder.
+
+    Raises:
+        ValueError: an argument is out of range, or (in `setup`) a file or row cannot be used.
+    """
+
+    def __init__(
+        self,
+        train: Files | None = None,
+        val: str | float | list[str] | dict[str, Files] | None = None,
+        test: str | list[str] | dict[str, Files] | None = None,
+        tokenizer: str | TokenizerBuilder | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        max_length: int = 1024,
+        max_prompt_length: int | None = None,
+        prompt_truncation: str = "keep_end",
+        completion_truncation: str = "keep_start",
+        eos: str = "append",
+        allow_empty_prompt: bool = False,
+        columns: dict[str, str] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        on_bad_row: str = "error",
+        limit: int | dict[str, int] | None = None,
+        length_buckets: bool = True,
+        drop_last: bool = True,
+        num_workers: int = 0,
+        seed: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        given = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
+        self.save_hyperparameters(given, logger=False)
+        positive("batch_size", batch_size)
+        positive("eval_batch_size", eval_batch_size, none=True)
+        one_of("on_bad_row", on_bad_row, ("error", "drop"))
+        self.builder = PretrainedTokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer or TrainedTokenizer()
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.length_buckets, self.drop_last, self.num_workers, self.seed = length_buckets, drop_last, num_workers, seed
+        self.chat_template = chat_template
+        self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
+        self._limits = limit if isinstance(limit, dict) else {"train": limit, "val": limit, "test": limit}
+        self._files = _named_files(train, val, test)
+        self._val_fraction = val if isinstance(val, float) else None
+        truncation = Truncation(max_length, max_prompt_length, prompt_truncation, completion_truncation)
+        self._settings = Settings(
+            truncation, eos, allow_empty_prompt, columns or {}, chat_template_kwargs or {}, on_bad_row
+        )
+        self.datasets: dict[str, TokenizedRows] = {}
+        self._tokenizer: Any = None
+
+    def prepare_data(self) -> None:
+        """Train the tokenizer and tokenise all files into the cache, on one process per node."""
+        for name in self._files:
+            self._load(name, progress=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the rows of a stage; rows that `prepare_data` has not made are made here."""
+        wanted = STAGES[str(stage) if stage else None]
+        opened = [n for n in self._files if n.split("/")[0] in wanted and n not in self.datasets]
+        self.datasets |= {name: self._load(name) for name in opened}
+        if self._val_fraction is not None and "val" in wanted and "val" not in self.datasets:
+            whole = self.datasets.get("train") or self._load("train")
+            self.datasets["train"], self.datasets["val"] = _split(whole, self._val_fraction, self.seed)
+            opened = [*opened, "val"]
+        for name in opened:
+            rank_zero_info("%s", describe(name, self.stats(name)))
+        ragged = any(rows.ragged for rows in self.datasets.values())
+        self.collate = Collator(self.tokenizer.pad_token_id, ragged=ragged)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer; built when first asked for."""
+        if self._tokenizer is None:
+            self._tokenizer = self._built_tokenizer()
+        return self._tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids the tokenizer can give, added tokens included."""
+        return len(self.tokenizer)
+
+    def names(self, stage: str) -> list[str]:
+        """Return the names of the data sets of "train", "val" or "test", in the order of the loaders."""
+        return [n for n in self.datasets if n.split("/")[0] == stage]
+
+    def texts(self, split: str, index: int) -> dict[str, Any]:
+        """Return the original row behind row `index` of a split, as {"prompt", "completions"} in the common layout."""
+        example = parse(self._source_row(split, index), self._settings.columns, allow_empty_prompt=True)
+        prompt = None if example.prompt is None else plain(example.prompt)
+        return {"prompt": prompt, "completions": [plain(c) for c in example.completions]}
+
+    def stats(self, split: str) -> dict[str, Any]:
+        """Return counts, token lengths, duplicates and contradictions of a split."""
+        return statistics(self.datasets[split])
+
+    def train_dataloader(self) -> PlannedLoader:
+        """Return the stateful loader of the training rows."""
+        rows = self.datasets["train"]
+        plan = TrainBatches(
+            rows.lengths,
+            self.batch_size,
+            self._share(),
+            accumulate=getattr(self.trainer, "accumulate_grad_batches", 1),
+            seed=self.seed,
+            length_buckets=self.length_buckets,
+            drop_last=self.drop_last,
+        )
+        if plan.left_out:
+            rank_zero_info(
+                f"train: {plan.left_out} of {len(rows)} rows do not fill an optimiser step and rest "
+                "in turn, other ones each epoch"
+            )
+        return self._loader(rows, plan)
+
+    def val_dataloader(self) -> PlannedLoader | list[PlannedLoader]:
+        """Return one loader, or a list of them in the order of `names("val")`."""
+        return self._eval_loaders("val")
+
+    def test_dataloader(self) -> PlannedLoader | list[PlannedLoader]:
+        """Return one loader, or a list of them in the order of `names("test")`."""
+        return self._eval_loaders("test")
+
+    def predict_dataloader(self) -> PlannedLoader | list[PlannedLoader]:
+        """Return the loaders of the test rows."""
+        return self._eval_loaders("test")
+
+    def _eval_loaders(self, stage: str) -> PlannedLoader | list[PlannedLoader]:
+        share, size = self._share(), self.eval_batch_size
+        loaders = []
+        for name in self.names(stage):
+            rows = self.datasets[name]
+            loaders.append(
+                self._loader(
+                    rows, EvalBatches(rows.lengths, size, share, length_buckets=self.length_buckets, name=name)
+                )
+            )
+        return loaders[0] if len(loaders) == 1 else loaders
+
+    def _loader(self, rows: TokenizedRows, plan: TrainBatches | EvalBatches) -> PlannedLoader:
+        device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
+        pinned = device is not None and device.type == "cuda"
+        return PlannedLoader(rows, plan, self.collate, num_workers=self.num_workers, pin_memory=pinned)
+
+    def _share(self) -> Share:
+        if self.trainer is not None:
+            return Share(self.trainer.global_rank, self.trainer.world_size)
+        ready = dist.is_available() and dist.is_initialized()
+        return Share(dist.get_rank(), dist.get_world_size()) if ready else Share()
+
+    def _load(self, name: str, *, progress: bool = False) -> TokenizedRows:
+        limit = self._limits.get(name.split("/")[0])
+        truncation = replace(self._settings.truncation, bos=self.tokenizer.bos_token_id)
+        settings = replace(self._settings, truncation=truncation, limit=limit)
+        return tokenized(self._source(name), self.tokenizer, settings, self.cache, progress=progress)
+
+    def _source(self, name: str) -> Source:
+        return open_source(self._files[name], name)
+
+    def _source_row(self, split: str, index: int) -> dict[str, Any]:
+        name = "train" if split == "val" and self._val_fraction is not None else split
+        return self._source(name)[self.datasets[split].source_row(index)]
+
+    def _built_tokenizer(self) -> Any:
+        source = self._source("train") if "train" in self._files else self._source(next(iter(self._files)))
+        columns = self._settings.columns
+        key = hashlib.sha256(f"{source.digest()} {sorted(columns.items())}".encode()).hexdigest()
+        tokenizer = self.builder(lambda: example_texts(source, columns), key, self.cache)
+        check_tokenizer(tokenizer, needs_eos=self._settings.eos == "append")
+        if self.chat_template is not None:
+            path = Path(self.chat_template)
+            is_path = "{" not in self.chat_template
+            tokenizer.chat_template = path.read_text(encoding="utf-8") if is_path else self.chat_template
+        return tokenizer
+
+
+def _named_files(train: Files | None, val: Any, test: Any) -> dict[str, Files]:
+    files: dict[str, Files] = {} if train is None else {"train": train}
+    if isinstance(val, float) and (train is None or not 0 < val < 1):
+        raise ValueError(f"val: found {val}; accepted: a fraction in (0, 1) of the rows of train, or files.")
+    for stage, spec in (("val", None if isinstance(val, float) else val), ("test", test)):
+        if isinstance(spec, dict):
+            files |= {f"{stage}/{name}": path for name, path in spec.items()}
+        elif spec is not None:
+            files[stage] = spec
+    if not files:
+        raise ValueError("train, val, test: none is given; accepted: at least one path or dataset name.")
+    return files
+
+
+def _split(rows: TokenizedRows, fraction: float, seed: int) -> tuple[TokenizedRows, TokenizedRows]:
+    order = np.random.default_rng(seed).permutation(len(rows))
+    count = round(len(rows) * fraction)
+    if not 0 < count < len(rows):
+        raise ValueError(
+            f"val: fraction {fraction} of {len(rows)} rows leaves {count} for validation; accepted: "
+            "at least one on both sides."
+        )
+    return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))
