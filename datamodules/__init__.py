@@ -11,6 +11,7 @@ if __name__ != "pl_prefopt.datamodules":
     )
 
 if TYPE_CHECKING:
+    from pl_prefopt.datamodules._base import PreferenceDataModule
     from pl_prefopt.datamodules._collate import Collator
     from pl_prefopt.datamodules._loader import PlannedLoader
     from pl_prefopt.datamodules._rows import TokenizedRows
@@ -22,6 +23,7 @@ _HOMES = {
     "Collator": "_collate",
     "EvalBatches": "_sampler",
     "PlannedLoader": "_loader",
+    "PreferenceDataModule": "_base",
     "PretrainedTokenizer": "tokenizers",
     "Share": "_sampler",
     "TextPreferenceDataModule": "text",
@@ -34,6 +36,7 @@ __all__ = [
     "Collator",
     "EvalBatches",
     "PlannedLoader",
+    "PreferenceDataModule",
     "PretrainedTokenizer",
     "Share",
     "TextPreferenceDataModule",

@@ -7,20 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
-import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 
 from pl_prefopt.configurable import to_config
+from pl_prefopt.datamodules._base import PreferenceDataModule
 from pl_prefopt.datamodules._build import Settings, default_cache, example_texts, plain, tokenized
-from pl_prefopt.datamodules._checks import one_of, positive
+from pl_prefopt.datamodules._checks import one_of
 from pl_prefopt.datamodules._collate import Collator
 from pl_prefopt.datamodules._formats import parse
-from pl_prefopt.datamodules._loader import PlannedLoader
 from pl_prefopt.datamodules._readers import Source, open_source
 from pl_prefopt.datamodules._rows import TokenizedRows
-from pl_prefopt.datamodules._sampler import EvalBatches, Share, TrainBatches
 from pl_prefopt.datamodules._stats import describe, statistics
 from pl_prefopt.datamodules._truncate import Truncation
 from pl_prefopt.datamodules.tokenizers import PretrainedTokenizer, TokenizerBuilder, TrainedTokenizer, check_tokenizer
@@ -35,7 +32,7 @@ STAGES = {
 }
 
 
-class TextPreferenceDataModule(L.LightningDataModule):
+class TextPreferenceDataModule(PreferenceDataModule):
     """Read preference data in any common layout, tokenise it once, and load it in stateful, length-bucketed batches.
 
     After `setup`: `datasets` (name -> `TokenizedRows`; names "train", "val", "test", or "val/<name>" for several),
@@ -94,15 +91,11 @@ class TextPreferenceDataModule(L.LightningDataModule):
         seed: int = 0,
         cache_dir: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, eval_batch_size, length_buckets, drop_last, num_workers, seed)
         given = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
         self.save_hyperparameters(given, logger=False)
-        positive("batch_size", batch_size)
-        positive("eval_batch_size", eval_batch_size, none=True)
         one_of("on_bad_row", on_bad_row, ("error", "drop"))
         self.builder = PretrainedTokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer or TrainedTokenizer()
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.length_buckets, self.drop_last, self.num_workers, self.seed = length_buckets, drop_last, num_workers, seed
         self.chat_template = chat_template
         self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
         self._limits = limit if isinstance(limit, dict) else {"train": limit, "val": limit, "test": limit}
@@ -122,7 +115,7 @@ class TextPreferenceDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the rows of a stage; rows that `prepare_data` has not made are made here."""
-        wanted = STAGES[str(stage) if stage else None]
+        wanted = STAGES[getattr(stage, "value", stage)]
         opened = [n for n in self._files if n.split("/")[0] in wanted and n not in self.datasets]
         self.datasets |= {name: self._load(name) for name in opened}
         if self._val_fraction is not None and "val" in wanted and "val" not in self.datasets:
@@ -146,10 +139,6 @@ class TextPreferenceDataModule(L.LightningDataModule):
         """Number of ids the tokenizer can give, added tokens included."""
         return len(self.tokenizer)
 
-    def names(self, stage: str) -> list[str]:
-        """Return the names of the data sets of "train", "val" or "test", in the order of the loaders."""
-        return [n for n in self.datasets if n.split("/")[0] == stage]
-
     def texts(self, split: str, index: int) -> dict[str, Any]:
         """Return the original row behind row `index` of a split, as {"prompt", "completions"} in the common layout."""
         example = parse(self._source_row(split, index), self._settings.columns, allow_empty_prompt=True)
@@ -159,60 +148,6 @@ class TextPreferenceDataModule(L.LightningDataModule):
     def stats(self, split: str) -> dict[str, Any]:
         """Return counts, token lengths, duplicates and contradictions of a split."""
         return statistics(self.datasets[split])
-
-    def train_dataloader(self) -> PlannedLoader:
-        """Return the stateful loader of the training rows."""
-        rows = self.datasets["train"]
-        plan = TrainBatches(
-            rows.lengths,
-            self.batch_size,
-            self._share(),
-            accumulate=getattr(self.trainer, "accumulate_grad_batches", 1),
-            seed=self.seed,
-            length_buckets=self.length_buckets,
-            drop_last=self.drop_last,
-        )
-        if plan.left_out:
-            rank_zero_info(
-                f"train: {plan.left_out} of {len(rows)} rows do not fill an optimiser step and rest "
-                "in turn, other ones each epoch"
-            )
-        return self._loader(rows, plan)
-
-    def val_dataloader(self) -> PlannedLoader | list[PlannedLoader]:
-        """Return one loader, or a list of them in the order of `names("val")`."""
-        return self._eval_loaders("val")
-
-    def test_dataloader(self) -> PlannedLoader | list[PlannedLoader]:
-        """Return one loader, or a list of them in the order of `names("test")`."""
-        return self._eval_loaders("test")
-
-    def predict_dataloader(self) -> PlannedLoader | list[PlannedLoader]:
-        """Return the loaders of the test rows."""
-        return self._eval_loaders("test")
-
-    def _eval_loaders(self, stage: str) -> PlannedLoader | list[PlannedLoader]:
-        share, size = self._share(), self.eval_batch_size
-        loaders = []
-        for name in self.names(stage):
-            rows = self.datasets[name]
-            loaders.append(
-                self._loader(
-                    rows, EvalBatches(rows.lengths, size, share, length_buckets=self.length_buckets, name=name)
-                )
-            )
-        return loaders[0] if len(loaders) == 1 else loaders
-
-    def _loader(self, rows: TokenizedRows, plan: TrainBatches | EvalBatches) -> PlannedLoader:
-        device = getattr(getattr(self.trainer, "strategy", None), "root_device", None)
-        pinned = device is not None and device.type == "cuda"
-        return PlannedLoader(rows, plan, self.collate, num_workers=self.num_workers, pin_memory=pinned)
-
-    def _share(self) -> Share:
-        if self.trainer is not None:
-            return Share(self.trainer.global_rank, self.trainer.world_size)
-        ready = dist.is_available() and dist.is_initialized()
-        return Share(dist.get_rank(), dist.get_world_size()) if ready else Share()
 
     def _load(self, name: str, *, progress: bool = False) -> TokenizedRows:
         limit = self._limits.get(name.split("/")[0])
