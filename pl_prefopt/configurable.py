@@ -26,6 +26,8 @@ class Configurable:
 
 
 def _init_args(obj: Configurable) -> dict[str, Any]:
+    if type(obj).__init__ is object.__init__:
+        return {}
     names = list(inspect.signature(type(obj).__init__).parameters)[1:]
     return {name: getattr(obj, name) for name in names}
 

@@ -222,8 +222,8 @@ class PreferenceModule(pl.LightningModule):
     def eval_names(self, stage: str) -> list[str]:
         """One name per evaluation set; the only one is nameless, so its metrics are `val/accuracy` and so on."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        if hasattr(datamodule, "eval_names"):
-            return list(datamodule.eval_names(stage))  # type: ignore[union-attr]
+        if hasattr(datamodule, "names"):
+            return [name.partition("/")[2] for name in datamodule.names(stage)]  # type: ignore[union-attr]
         loaders = self.trainer.test_dataloaders if stage == "test" else self.trainer.val_dataloaders
         count = len(loaders) if isinstance(loaders, (list, tuple)) else 1
         return [""] if count == 1 else [str(i) for i in range(count)]
