@@ -33,7 +33,15 @@ class Collator:
         self.ragged = ragged
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Pad and stack."""
+        """Pad and stack.
+
+        Raises:
+            ValueError: a row has a column that another row of the batch lacks.
+        """
+        odd = next((r for r in rows if r.keys() != rows[0].keys()), None)
+        if odd is not None:
+            name = min(odd.keys() ^ rows[0].keys())
+            raise ValueError(f"row {odd['index']}: field {name!r}: found in some rows only; accepted: in all or none.")
         count = max(len(r["completion_ids"]) for r in rows)
         prompts = [r["prompt_ids"] for r in rows]
         flat = [ids for r in rows for ids in _filled(r["completion_ids"], count)]
@@ -51,8 +59,8 @@ class Collator:
             batch[name] = torch.tensor([r[name] for r in rows], dtype=torch.float32)
         for name in rows[0].keys() & set(PER_COMPLETION):
             batch[name] = _stack([r[name] for r in rows], count)
-        if self.ragged:
-            sizes = torch.tensor([len(r["completion_ids"]) for r in rows])
+        sizes = torch.tensor([len(r["completion_ids"]) for r in rows])
+        if self.ragged or int(sizes.min()) < count:
             batch["list_mask"] = torch.arange(count) < sizes[:, None]
         return batch
 

@@ -56,9 +56,9 @@ class PlannedLoader:
         self._resume_at = 0
 
     @property
-    def batch_sampler(self) -> Any:
+    def batch_sampler(self) -> EpochPath:
         """Give Lightning the path on which it announces epochs: `loader.batch_sampler.sampler.set_epoch`."""
-        return _EpochPath(self)
+        return EpochPath(self)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's order; another epoch than that of a loaded state starts at its beginning."""
@@ -109,6 +109,8 @@ class PlannedLoader:
         self._position = self._resume_at = state["position"]
 
 
-class _EpochPath:
-    def __init__(self, loader: PlannedLoader) -> None:
+class EpochPath:
+    """Where Lightning looks for `set_epoch`, without the `sampler` attribute that it would replace."""
+
+    def __init__(self, loader: Any) -> None:
         self.sampler = loader

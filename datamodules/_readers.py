@@ -22,6 +22,7 @@ class Source:
     """Random-access raw rows. `where(i)` names row i as a person would find it."""
 
     name: str
+    seekable = True
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} defines no length")
@@ -161,6 +162,23 @@ class ArrowSource(Source):
         return str(self._dataset._fingerprint)
 
 
+class StreamSource(Source):
+    """A dataset that comes over the net row by row; its length is unknown."""
+
+    seekable = False
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.name, self._dataset = name, dataset
+
+    def iterate(self, start: int) -> Iterator[Row]:
+        """Yield rows from `start` on."""
+        return iter(self._dataset.skip(start) if start else self._dataset)
+
+    def digest(self) -> str:
+        """Return a key of the name: the content cannot be seen in advance."""
+        return hashlib.sha256(self.name.encode()).hexdigest()
+
+
 class JoinedSource(Source):
     """Several sources, one after the other."""
 
@@ -198,7 +216,7 @@ class JoinedSource(Source):
         return hashlib.sha256(" ".join(p.digest() for p in self.parts).encode()).hexdigest()
 
 
-def open_source(spec: str | list[str], argument: str = "train") -> Source:
+def open_source(spec: str | list[str], argument: str = "train", *, streaming: bool = False) -> Source:
     """Open a file (JSONL, JSON list, Parquet, CSV, TSV), a folder, a hub name, or a list of these.
 
     A folder is one of `datasets.save_to_disk`, or one with Parquet or JSONL files, read in the order of their names. A
@@ -210,11 +228,13 @@ def open_source(spec: str | list[str], argument: str = "train") -> Source:
     specs = [spec] if isinstance(spec, (str, Path)) else list(spec or [])
     if not specs:
         raise ValueError(f"{argument}: found {spec!r}; accepted: a path, a dataset name, or a list of them.")
-    parts = [_open_one(str(s), argument) for s in specs]
+    parts = [_open_one(str(s), argument, streaming) for s in specs]
+    if len(parts) > 1 and not all(p.seekable for p in parts):
+        raise ValueError(f"{argument}: found {specs}; accepted with streaming: files, or one dataset of the hub.")
     return parts[0] if len(parts) == 1 else JoinedSource(parts)
 
 
-def _open_one(spec: str, argument: str) -> Source:
+def _open_one(spec: str, argument: str, streaming: bool) -> Source:
     path = Path(spec).expanduser()
     if path.is_dir():
         return _open_folder(path, argument)
@@ -226,7 +246,7 @@ def _open_one(spec: str, argument: str) -> Source:
     if path.suffix in SUFFIXES or path.is_absolute() or spec.startswith(("~", "./", "../")):
         near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise ValueError(f"{argument}: no file {spec!r} (looked from {Path.cwd().name}/). {near}".strip())
-    return _open_hub(spec, argument)
+    return _open_hub(spec, argument, streaming)
 
 
 def _open_folder(path: Path, argument: str) -> Source:
@@ -245,19 +265,19 @@ def _open_folder(path: Path, argument: str) -> Source:
     return open_source([str(f) for f in files], argument)
 
 
-def _open_hub(spec: str, argument: str) -> Source:
+def _open_hub(spec: str, argument: str, streaming: bool) -> Source:
     import datasets
 
     name, _, split = spec.partition(":")
     try:
-        found = datasets.load_dataset(name, split=split or argument.split("/")[0])
+        found = datasets.load_dataset(name, split=split or argument.split("/")[0], streaming=streaming)
     except Exception as error:
         raise ValueError(
             f"{argument}: {spec!r} is no file or folder here, and as a dataset name it could not be loaded "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). "
             "Accepted: an existing path, or 'organisation/name:split' of a reachable dataset."
         ) from None
-    return ArrowSource(found, spec)
+    return StreamSource(found, spec) if streaming else ArrowSource(found, spec)
 
 
 def _utf8(raw: bytes, where: str) -> str:

@@ -13,12 +13,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from pl_prefopt.configurable import to_config
 from pl_prefopt.datamodules._base import PreferenceDataModule
 from pl_prefopt.datamodules._build import Settings, default_cache, example_texts, plain, tokenized
-from pl_prefopt.datamodules._checks import one_of
+from pl_prefopt.datamodules._checks import one_of, positive
 from pl_prefopt.datamodules._collate import Collator
 from pl_prefopt.datamodules._formats import parse
 from pl_prefopt.datamodules._readers import Source, open_source
 from pl_prefopt.datamodules._rows import TokenizedRows
 from pl_prefopt.datamodules._stats import describe, statistics
+from pl_prefopt.datamodules._stream import Blocks, StreamLoader
 from pl_prefopt.datamodules._truncate import Truncation
 from pl_prefopt.datamodules.tokenizers import PretrainedTokenizer, TokenizerBuilder, TrainedTokenizer, check_tokenizer
 
@@ -60,6 +61,9 @@ class TextPreferenceDataModule(PreferenceDataModule):
         drop_last: False keeps rows that do not fill an optimiser step (one device only).
         num_workers: worker processes per loader.
         seed: seed of order and split; the order of epoch e depends on (seed, e) only.
+        streaming: tokenise training rows on the way instead of storing them first; needs `max_steps`, has no length
+            buckets, statistics or cached reference. Evaluation sets are always stored.
+        shuffle_buffer: rows of a block that are shuffled together when streaming.
         cache_dir: folder of tokenised rows and trained tokenizers; None: $PL_PREFOPT_CACHE or the user's cache folder.
 
     Raises:
@@ -89,12 +93,18 @@ class TextPreferenceDataModule(PreferenceDataModule):
         drop_last: bool = True,
         num_workers: int = 0,
         seed: int = 0,
+        streaming: bool = False,
+        shuffle_buffer: int = 4096,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, length_buckets, drop_last, num_workers, seed)
         given = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
         self.save_hyperparameters(given, logger=False)
         one_of("on_bad_row", on_bad_row, ("error", "drop"))
+        positive("shuffle_buffer", shuffle_buffer)
+        if streaming and isinstance(val, float):
+            raise ValueError(f"val: found the fraction {val} with streaming; accepted: files or dataset names.")
+        self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.builder = PretrainedTokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer or TrainedTokenizer()
         self.chat_template = chat_template
         self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
@@ -111,12 +121,16 @@ class TextPreferenceDataModule(PreferenceDataModule):
     def prepare_data(self) -> None:
         """Train the tokenizer and tokenise all files into the cache, on one process per node."""
         for name in self._files:
-            self._load(name, progress=True)
+            if not self._streamed(name):
+                self._load(name, progress=True)
+        assert self.tokenizer is not None
 
     def setup(self, stage: str | None = None) -> None:
         """Open the rows of a stage; rows that `prepare_data` has not made are made here."""
         wanted = STAGES[getattr(stage, "value", stage)]
-        opened = [n for n in self._files if n.split("/")[0] in wanted and n not in self.datasets]
+        opened = [
+            n for n in self._files if n.split("/")[0] in wanted and n not in self.datasets and not self._streamed(n)
+        ]
         self.datasets |= {name: self._load(name) for name in opened}
         if self._val_fraction is not None and "val" in wanted and "val" not in self.datasets:
             whole = self.datasets.get("train") or self._load("train")
@@ -150,13 +164,37 @@ class TextPreferenceDataModule(PreferenceDataModule):
         return statistics(self.datasets[split])
 
     def _load(self, name: str, *, progress: bool = False) -> TokenizedRows:
-        limit = self._limits.get(name.split("/")[0])
-        truncation = replace(self._settings.truncation, bos=self.tokenizer.bos_token_id)
-        settings = replace(self._settings, truncation=truncation, limit=limit)
+        settings = self._settings_of(name)
         return tokenized(self._source(name), self.tokenizer, settings, self.cache, progress=progress)
 
+    def _settings_of(self, name: str) -> Settings:
+        truncation = replace(self._settings.truncation, bos=self.tokenizer.bos_token_id)
+        return replace(self._settings, truncation=truncation, limit=self._limits.get(name.split("/")[0]))
+
     def _source(self, name: str) -> Source:
-        return open_source(self._files[name], name)
+        return open_source(self._files[name], name, streaming=self._streamed(name))
+
+    def _streamed(self, name: str) -> bool:
+        return self.streaming and name == "train"
+
+    def _make_train_loader(self) -> Any:
+        if not self.streaming:
+            return super()._make_train_loader()
+        assert self.collate is not None
+        source, settings = self._source("train"), self._settings_of("train")
+        return StreamLoader(
+            Blocks(source, self.tokenizer, settings, self.shuffle_buffer, self.seed),
+            self.batch_size,
+            self.collate,
+            self.share(),
+            accumulate=getattr(self.trainer, "accumulate_grad_batches", 1),
+            num_workers=self.num_workers,
+            delivered=self._delivered if self.trainer is not None else None,
+        )
+
+    def _delivered(self) -> int:
+        assert self.trainer is not None
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def _source_row(self, split: str, index: int) -> dict[str, Any]:
         name = "train" if split == "val" and self._val_fraction is not None else split
