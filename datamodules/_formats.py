@@ -160,7 +160,7 @@ def _without(prompt: list[Message], turns: list[Message], index: int) -> list[Me
     """Drop the prompt from a completion that repeats it; refuse one that begins with another conversation."""
     if turns[: len(prompt)] == prompt:
         rest = turns[len(prompt) :]
-    elif turns[0]["role"] in ("user", "system"):
+    elif turns[0]["role"] == "system" or (turns[0]["role"] == "user" and prompt[-1]["role"] != "assistant"):
         raise BadRow(
             "prompt_not_prefix",
             ("chosen", "rejected")[index] if index < 2 else f"completions[{index}]",

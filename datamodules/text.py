@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from pl_prefopt.configurable import to_config
 from pl_prefopt.datamodules._base import PreferenceDataModule
@@ -136,10 +136,14 @@ class TextPreferenceDataModule(PreferenceDataModule):
             whole = self.datasets.get("train") or self._load("train")
             self.datasets["train"], self.datasets["val"] = _split(whole, self._val_fraction, self.seed)
             opened = [*opened, "val"]
-        for name in opened:
-            rank_zero_info("%s", describe(name, self.stats(name)))
+        self._report(opened)
         ragged = any(rows.ragged for rows in self.datasets.values())
         self.collate = Collator(self.tokenizer.pad_token_id, ragged=ragged)
+
+    @rank_zero_only
+    def _report(self, names: list[str]) -> None:
+        for name in names:
+            rank_zero_info("%s", describe(name, self.stats(name)))
 
     @property
     def tokenizer(self) -> Any:
