@@ -21,6 +21,7 @@ from pl_prefopt.adapters import (
     has_adapters,
 )
 from pl_prefopt.configurable import Configurable
+from pl_prefopt.policies.base import eval_mode
 
 
 class ReferenceNetwork(nn.Module):
@@ -29,14 +30,8 @@ class ReferenceNetwork(nn.Module):
     @contextmanager
     def use(self, policy: nn.Module) -> Iterator[nn.Module]:
         """Yield the reference network; it is `policy` itself, switched, where no second network is held."""
-        with torch.no_grad(), self._network(policy) as network:
-            training = [m for m in network.modules() if m.training]
-            network.eval()
-            try:
-                yield network
-            finally:
-                for module in training:
-                    module.training = True
+        with torch.no_grad(), self._network(policy) as network, eval_mode(network):
+            yield network
 
     def _network(self, policy: nn.Module) -> AbstractContextManager[nn.Module]:
         raise ValueError(f"{type(self).__name__} holds no network")

@@ -14,7 +14,7 @@ from pl_prefopt.logprobs import Head, TokenScores, score_tokens
 from pl_prefopt.modules._text_cache import TextReferenceCache
 from pl_prefopt.modules.base import Batch, PreferenceModule
 from pl_prefopt.objectives import DPO, Objective
-from pl_prefopt.policies.base import PolicyBuilder
+from pl_prefopt.policies.base import PolicyBuilder, eval_mode
 from pl_prefopt.policies.head import check_head, hidden_states, honours_shared_prefix, output_head
 from pl_prefopt.references import AutoReference, CachedReference, Reference
 from pl_prefopt.scores import PairScores
@@ -85,9 +85,10 @@ class TextPreferenceModule(PreferenceModule):
     def setup(self, stage: str) -> None:
         """Check the output layer, the vocabulary and the shared-prefix rows on the model that will be used."""
         self.configure_model()
-        check_head(self.policy)
         self._check_vocabulary()
-        self._prefix_honoured = self.shared_prefix is not False and honours_shared_prefix(self.policy)
+        with eval_mode(self.policy):
+            check_head(self.policy)
+            self._prefix_honoured = self.shared_prefix is not False and honours_shared_prefix(self.policy)
         if self.shared_prefix and not self._prefix_honoured:
             raise ValueError(
                 "shared_prefix: true, but this model gives other hidden states for shared-prefix rows; leave it unset "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -15,6 +17,18 @@ class PolicyBuilder(Configurable):
     @abstractmethod
     def __call__(self) -> nn.Module:
         """Build a fresh network on the default device."""
+
+
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Run a block with the whole network in eval mode; what was in training mode returns to it."""
+    training = [m for m in network.modules() if m.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def disable_dropout(network: nn.Module) -> None:
