@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.configurable import from_config, to_config
 from pl_prefopt.metrics import ExactMeans
-from pl_prefopt.modules.checkpoints import check_state, compare_hparams, keep_trainable
+from pl_prefopt.modules.checkpoints import check_state, compare_hparams, keep_trainable, trainable_tensors
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.references import NoReference, Reference
@@ -253,6 +253,13 @@ class PreferenceModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trainable tensors only."""
         keep_trainable(self, checkpoint)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False, assign: bool = False) -> Any:
+        """Load trainable tensors; frozen ones are rebuilt, so their absence is not reported."""
+        keys = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        own = trainable_tensors(self)
+        keys.missing_keys[:] = [k for k in keys.missing_keys if k in own]
+        return keys
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, and, when fitting, of other hyper-parameters."""
