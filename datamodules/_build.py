@@ -149,8 +149,15 @@ def example_texts(source: Source, columns: dict[str, str]) -> Iterator[str]:
             example = parse(raw, columns, allow_empty_prompt=True)
         except BadRow:
             continue
-        start = "" if example.prompt is None else plain(example.prompt)
-        yield from (start + plain(c) for c in example.completions)
+        if isinstance(example.prompt, str):
+            yield from (example.prompt + c for c in example.completions if isinstance(c, str))
+        else:
+            yield from (part for text in (example.prompt or "", *example.completions) for part in _parts(text))
+
+
+def _parts(text: Text) -> list[str]:
+    """The text, or roles and contents one by one, as chat templates set them on lines of their own."""
+    return [text] if isinstance(text, str) else [str(t[k]) for t in text for k in ("role", "content")]
 
 
 def plain(text: Text) -> str:

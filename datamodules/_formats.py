@@ -13,6 +13,12 @@ Text = str | list[Message]
 ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 PAIR_NUMBERS = {"weight": (0.0, float("inf")), "margin": (-float("inf"), float("inf")), "preference_prob": (0.0, 1.0)}
 LIST_NUMBERS = ("relevance", "ranks", "targets")
+COLUMNS = (
+    *("prompt", "chosen", "rejected", "completions", "conversations", "system", "tools", "chat_template_kwargs"),
+    *PAIR_NUMBERS,
+    *LIST_NUMBERS,
+    *("rewards", "margins", "chosen_margins", "rejected_margins"),
+)
 
 
 @dataclass(slots=True)

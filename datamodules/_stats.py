@@ -67,10 +67,8 @@ def describe(name: str, stats: dict[str, Any]) -> str:
     for part, values in stats["tokens"].items():
         table.add_row(part, *(f"{values[m]:.0f}" for m in marks))
     out = StringIO()
-    console = Console(file=out, width=100)
-    console.print(table)
-    console.print(", ".join(_remarks(stats)), highlight=False)
-    return out.getvalue().rstrip()
+    Console(file=out, width=100).print(table)
+    return "\n" + out.getvalue() + ", ".join(_remarks(stats))
 
 
 def _remarks(stats: dict[str, Any]) -> list[str]:

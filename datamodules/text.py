@@ -15,8 +15,9 @@ from pl_prefopt.datamodules._base import PreferenceDataModule
 from pl_prefopt.datamodules._build import Settings, default_cache, example_texts, plain, tokenized
 from pl_prefopt.datamodules._checks import one_of, positive
 from pl_prefopt.datamodules._collate import Collator
-from pl_prefopt.datamodules._formats import parse
-from pl_prefopt.datamodules._readers import Source, open_source
+from pl_prefopt.datamodules._formats import COLUMNS, parse
+from pl_prefopt.datamodules._open import open_source
+from pl_prefopt.datamodules._readers import Source
 from pl_prefopt.datamodules._rows import TokenizedRows
 from pl_prefopt.datamodules._stats import describe, statistics
 from pl_prefopt.datamodules._stream import Blocks, StreamLoader
@@ -24,6 +25,7 @@ from pl_prefopt.datamodules._truncate import Truncation
 from pl_prefopt.datamodules.tokenizers import PretrainedTokenizer, TokenizerBuilder, TrainedTokenizer, check_tokenizer
 
 Files = str | list[str]
+SPLITS = ("train", "val", "test")
 STAGES = {
     "fit": ("train", "val"),
     "validate": ("val",),
@@ -102,13 +104,18 @@ class TextPreferenceDataModule(PreferenceDataModule):
         self.save_hyperparameters(given, logger=False)
         one_of("on_bad_row", on_bad_row, ("error", "drop"))
         positive("shuffle_buffer", shuffle_buffer)
+        for name in columns or ():
+            one_of("columns", name, COLUMNS)
+        for name, value in (limit if isinstance(limit, dict) else {"train": limit}).items():
+            one_of("limit", name, SPLITS)
+            positive("limit", value, none=True)
         if streaming and isinstance(val, float):
             raise ValueError(f"val: found the fraction {val} with streaming; accepted: files or dataset names.")
         self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.builder = PretrainedTokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer or TrainedTokenizer()
         self.chat_template = chat_template
         self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
-        self._limits = limit if isinstance(limit, dict) else {"train": limit, "val": limit, "test": limit}
+        self._limits = limit if isinstance(limit, dict) else dict.fromkeys(SPLITS, limit)
         self._files = _named_files(train, val, test)
         self._val_fraction = val if isinstance(val, float) else None
         truncation = Truncation(max_length, max_prompt_length, prompt_truncation, completion_truncation)
@@ -211,10 +218,18 @@ class TextPreferenceDataModule(PreferenceDataModule):
         tokenizer = self.builder(lambda: example_texts(source, columns), key, self.cache)
         check_tokenizer(tokenizer, needs_eos=self._settings.eos == "append")
         if self.chat_template is not None:
-            path = Path(self.chat_template)
-            is_path = "{" not in self.chat_template
-            tokenizer.chat_template = path.read_text(encoding="utf-8") if is_path else self.chat_template
+            tokenizer.chat_template = _template(self.chat_template)
         return tokenizer
+
+
+def _template(given: str) -> str:
+    if "{" in given:
+        return given
+    if not Path(given).is_file():
+        raise ValueError(
+            f"chat_template: no file {given!r}; accepted: the path of a jinja file, or the template itself."
+        )
+    return Path(given).read_text(encoding="utf-8")
 
 
 def _named_files(train: Files | None, val: Any, test: Any) -> dict[str, Files]:

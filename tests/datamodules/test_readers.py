@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pl_prefopt.datamodules._checks import BadRow, inside
+from pl_prefopt.datamodules._open import open_source
+from pl_prefopt.datamodules._readers import Source
+from tests.datamodules.files import write_jsonl
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": f"p{i}", "chosen": f"yes, {i}\n", "rejected": f'"no" {i} é', "margins": [[1.0], [float(i)]]}
+    for i in range(7)
+]
+
+
+def as_csv(path: Path) -> str:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(ROWS[0]))
+        writer.writeheader()
+        writer.writerows(row | {"margins": json.dumps(row["margins"])} for row in ROWS)
+    return str(path)
+
+
+def as_parquet(path: Path) -> str:
+    pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=3)
+    return str(path)
+
+
+def as_jsonl(path: Path) -> str:
+    lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+    path.write_bytes(b"\xef\xbb\xbf" + "\n\n".join(lines).encode() + b"\r\n")
+    return str(path)
+
+
+def as_json(path: Path) -> str:
+    path.write_text(json.dumps(ROWS), encoding="utf-8")
+    return str(path)
+
+
+def as_folder(path: Path) -> str:
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(path))
+    return str(path)
+
+
+def as_parts(path: Path) -> list[str]:
+    return [
+        str(write_jsonl(path.with_suffix(".a.jsonl"), ROWS[:3])),
+        str(write_jsonl(path.with_suffix(".b.jsonl"), ROWS[3:])),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (as_jsonl, "a.jsonl"), (as_json, "a.json"), (as_parquet, "a.parquet"), (as_csv, "a.csv"), (as_folder, "a"),
+        (as_parts, "a"),
+    ],
+)  # fmt: skip
+def test_every_format_gives_the_same_rows(write: Callable[[Path], Any], name: str, tmp_path: Path) -> None:
+    source: Source = open_source(write(tmp_path / name))
+    assert len(source) == 7
+    assert list(source) == ROWS
+    assert [source[i] for i in (6, 0, 3)] == [ROWS[6], ROWS[0], ROWS[3]]
+    assert list(source.iterate(5)) == ROWS[5:]
+    assert source.digest() == open_source(write(tmp_path / name)).digest() or write is as_folder
+
+
+def test_places_are_named_as_a_person_finds_them(tmp_path: Path) -> None:
+    assert open_source(as_jsonl(tmp_path / "a.jsonl")).where(2).endswith("a.jsonl, line 5")
+    assert open_source(as_parquet(tmp_path / "a.parquet")).where(2).endswith("a.parquet, row 3")
+    assert open_source(as_parts(tmp_path / "a")).where(4).endswith("a.b.jsonl, line 2")
+
+
+def test_digest_follows_content_not_name(tmp_path: Path) -> None:
+    a, b = write_jsonl(tmp_path / "a.jsonl", ROWS), write_jsonl(tmp_path / "b.jsonl", ROWS)
+    c = write_jsonl(tmp_path / "c.jsonl", ROWS[::-1])
+    digests = [open_source(str(p)).digest() for p in (a, b, c)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_folder_with_splits_never_mixes_them(tmp_path: Path) -> None:
+    for name, rows in (
+        ("train-00000", ROWS[:2]),
+        ("train-00001", ROWS[2:3]),
+        ("validation", ROWS[3:4]),
+        ("test", ROWS[4:]),
+    ):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    assert list(open_source(str(tmp_path), "train")) == ROWS[:3]
+    assert list(open_source(str(tmp_path), "val/film")) == ROWS[3:4]
+    assert list(open_source(str(tmp_path), "test")) == ROWS[4:]
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"test: folder .* holds no file for it among train-00000.jsonl"):
+        open_source(str(tmp_path), "test")
+
+
+def test_a_folder_without_such_names_is_read_whole(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "b.jsonl", ROWS[4:])
+    write_jsonl(tmp_path / "a.jsonl", ROWS[:4])
+    assert list(open_source(str(tmp_path), "test")) == ROWS
+
+
+def broken(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b'{"x": "a"}\n{"chosen": "caf\xe9"}\n', r"a.jsonl, line 2: byte 0xe9 at position 15 is not.*iconv"),
+        ("a.json", b'[{"chosen": "caf\xe9"}]', r"a.json: byte 0xe9 at position 16 is not UTF-8"),
+        ("a.csv", b"chosen,rejected\ncaf\xe9,b\n", r"a.csv: byte 0xe9"),
+        ("a.jsonl", b'{"a": 1}\n\n{"a": \n', r"a.jsonl, line 3: not valid JSON at column"),
+        ("a.jsonl", b'{"a": 1}\n[1, 2]\n', r"a.jsonl, line 2: found a list; accepted: an object"),
+        ("a.json", b'{"a": 1}\n{"a": 2}', r"a.json: not valid JSON at line 2.*must end in .jsonl"),
+        ("a.json", b'{"a": 1}', r"a.json: found a dict at the top; accepted: a list"),
+        ("a.json", b"[1]", r"a.json, row 1: found a int"),
+        ("a.jsonl", b"\n\n", r"a.jsonl: holds no row"),
+        ("a.csv", b"chosen,rejected\na\n", r"a.csv, row 1: found another number of fields than the 2"),
+        ("a.csv", b"chosen,rejected\na,b,c\n", r"a.csv, row 1: found another number of fields"),
+        ("a.csv", b'chosen,rejected\n"a,b\n', r"a.csv, after line 1: not valid CSV"),
+        ("a.txt", b"hello", r"found the ending '.txt'; accepted: .jsonl"),
+        ("a.parquet", b"PAR1 and nothing more", r"a.parquet: cannot be read as Parquet \(21 bytes"),
+    ],
+)  # fmt: skip
+def test_broken_files_say_where_and_what(name: str, content: bytes, words: str, tmp_path: Path) -> None:
+    path = broken(tmp_path / name, content)
+    with pytest.raises(ValueError, match=words):
+        list(open_source(path))
+
+
+def test_truncated_parquet(tmp_path: Path) -> None:
+    whole = Path(as_parquet(tmp_path / "a.parquet")).read_bytes()
+    for share in (0.5, 0.99):
+        with pytest.raises(ValueError, match=r"cut.parquet: cannot be read as Parquet .*cut off while copying"):
+            list(open_source(broken(tmp_path / "cut.parquet", whole[: int(share * len(whole))])))
+    damaged = whole[:10] + b"\0" * 400 + whole[410:]
+    with pytest.raises(ValueError, match=r"hole.parquet: cannot be read as Parquet"):
+        list(open_source(broken(tmp_path / "hole.parquet", damaged)))
+
+
+def test_missing_files_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_json(tmp_path / "pairs.json")
+    with pytest.raises(ValueError, match=r"val: no file '.*pair.json'.*Did you mean 'pairs.json'"):
+        open_source(str(tmp_path / "pair.json"), "val")
+    with pytest.raises(ValueError, match=r"train: found \[\]; accepted: a path"):
+        open_source([])
+    with pytest.raises(ValueError, match="holds no data file"):
+        open_source(str(_empty(tmp_path)))
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(ValueError, match=r"'somebody/pairs' is no file or folder here.*no network"):
+        open_source("somebody/pairs")
+
+
+def _empty(path: Path) -> Path:
+    (path / "empty").mkdir()
+    return path / "empty"
+
+
+def test_a_folder_of_several_splits_is_not_guessed(tmp_path: Path) -> None:
+    data = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": data, "test": data}).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(ValueError, match=r"holds several splits; accepted: one of its folders: test, train"):
+        open_source(str(tmp_path / "d"))
+    assert list(open_source(str(tmp_path / "d" / "test"))) == ROWS
+
+
+def test_paths_in_data_stay_in_the_data_folder(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "out").symlink_to(tmp_path)
+    assert inside(root, "a/b.png") == root / "a" / "b.png"
+    for path in ("../x.png", "/etc/hosts", "out/x.png", "a/../../x"):
+        with pytest.raises(BadRow, match="a relative path inside the data folder"):
+            inside(root, path)
