@@ -75,7 +75,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
     def __init__(
         self,
         train: Files | None = None,
-        val: str | float | list[str] | dict[str, Files] | None = None,
+        val: float | str | list[str] | dict[str, Files] | None = None,
         test: str | list[str] | dict[str, Files] | None = None,
         tokenizer: str | TokenizerBuilder | None = None,
         batch_size: int = 8,
@@ -109,20 +109,21 @@ class TextPreferenceDataModule(PreferenceDataModule):
         for name, value in (limit if isinstance(limit, dict) else {"train": limit}).items():
             one_of("limit", name, SPLITS)
             positive("limit", value, none=True)
-        if streaming and isinstance(val, float):
+        if streaming and isinstance(val, (int, float)):
             raise ValueError(f"val: found the fraction {val} with streaming; accepted: files or dataset names.")
         self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.builder = PretrainedTokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer or TrainedTokenizer()
         self.chat_template = chat_template
         self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
-        self._limits = limit if isinstance(limit, dict) else dict.fromkeys(SPLITS, limit)
+        self._limits: dict[str, Any] = limit if isinstance(limit, dict) else dict.fromkeys(SPLITS, limit)
         self._files = _named_files(train, val, test)
-        self._val_fraction = val if isinstance(val, float) else None
+        self._val_fraction = float(val) if isinstance(val, (int, float)) else None
         truncation = Truncation(max_length, max_prompt_length, prompt_truncation, completion_truncation)
         self._settings = Settings(
             truncation, eos, allow_empty_prompt, columns or {}, chat_template_kwargs or {}, on_bad_row
         )
         self.datasets: dict[str, TokenizedRows] = {}
+        self._sources: dict[str, Source] = {}
         self._tokenizer: Any = None
 
     def prepare_data(self) -> None:
@@ -183,7 +184,9 @@ class TextPreferenceDataModule(PreferenceDataModule):
         return replace(self._settings, truncation=truncation, limit=self._limits.get(name.split("/")[0]))
 
     def _source(self, name: str) -> Source:
-        return open_source(self._files[name], name, streaming=self._streamed(name))
+        if name not in self._sources:
+            self._sources[name] = open_source(self._files[name], name, streaming=self._streamed(name))
+        return self._sources[name]
 
     def _streamed(self, name: str) -> bool:
         return self.streaming and name == "train"
@@ -234,9 +237,10 @@ def _template(given: str) -> str:
 
 def _named_files(train: Files | None, val: Any, test: Any) -> dict[str, Files]:
     files: dict[str, Files] = {} if train is None else {"train": train}
-    if isinstance(val, float) and (train is None or not 0 < val < 1):
+    fraction = isinstance(val, (int, float))
+    if fraction and (train is None or not 0 < val < 1):
         raise ValueError(f"val: found {val}; accepted: a fraction in (0, 1) of the rows of train, or files.")
-    for stage, spec in (("val", None if isinstance(val, float) else val), ("test", test)):
+    for stage, spec in (("val", None if fraction else val), ("test", test)):
         if isinstance(spec, dict):
             files |= {f"{stage}/{name}": path for name, path in spec.items()}
         elif spec is not None:

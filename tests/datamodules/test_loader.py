@@ -7,6 +7,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from pl_prefopt.datamodules import PlannedLoader, PreferenceDataModule, TrainBatches
@@ -79,7 +80,7 @@ class Recorder(L.LightningModule):
 
 
 def fit(folder: Path, module: Recorder, workers: int, resume: str | None = None, **options: Any) -> L.Trainer:
-    keep = L.pytorch.callbacks.ModelCheckpoint(folder, save_top_k=-1, every_n_train_steps=1, filename="{step}")
+    keep = ModelCheckpoint(folder, save_top_k=-1, every_n_train_steps=1, filename="{step}")
     trainer = L.Trainer(
         max_epochs=3, accelerator="cpu", callbacks=[keep], logger=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=options.pop("num_sanity_val_steps", 0), **options,

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from pl_prefopt.datamodules import Share, TextPreferenceDataModule, TrainedTokenizer
@@ -155,9 +156,7 @@ class Recorder(L.LightningModule):
 @pytest.mark.parametrize("stop", [5, 14])
 def test_lightning_resumes_a_stream_that_it_reads_ahead(path: Path, tmp_path: Path, stop: int, limit: float) -> None:
     def fit(recorder: Recorder, folder: str, resume: str | None = None) -> list[list[int]]:
-        keep = L.pytorch.callbacks.ModelCheckpoint(
-            tmp_path / folder, save_top_k=-1, every_n_train_steps=1, filename="{step}"
-        )
+        keep = ModelCheckpoint(tmp_path / folder, save_top_k=-1, every_n_train_steps=1, filename="{step}")
         trainer = L.Trainer(
             max_steps=20, accelerator="cpu", callbacks=[keep], logger=False, limit_train_batches=limit,
             enable_progress_bar=False, enable_model_summary=False,

@@ -22,7 +22,7 @@ CHAT = (
 
 
 def module(path: Path | None, **options: Any) -> TextPreferenceDataModule:
-    folder = options.pop("folder", None) or (path.parent if path else None)
+    folder = options.pop("folder", None) or Path(str(path)).parent
     given = {"tokenizer": TrainedTokenizer(kind="word"), "batch_size": 4, "cache_dir": str(folder / "cache")}
     return TextPreferenceDataModule(None if path is None else str(path), **(given | options))
 
@@ -190,6 +190,28 @@ def test_hyper_parameters_are_plain_and_rebuild_the_tokenizer(path: Path) -> Non
     assert from_config(data.hparams["tokenizer"], TokenizerBuilder) == TrainedTokenizer(kind="word")
 
 
+def test_the_command_line_reads_every_kind_of_value(path: Path) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(TextPreferenceDataModule, "data")
+    base = ["--data", "TextPreferenceDataModule", f"--data.cache_dir={path.parent}"]
+
+    def build(*args: str) -> dict[str, Any]:
+        data = parser.instantiate(parser.parse_args([*base, *args])).data
+        return dict(data.hparams)
+
+    first = build(f"--data.train={path}", "--data.val=0.25", "--data.tokenizer=somewhere", "--data.limit=5")
+    assert (first["train"], first["val"], first["tokenizer"], first["limit"]) == (str(path), 0.25, "somewhere", 5)
+    second = build(
+        f"--data.train=[{path},{path}]", "--data.val={x: v.jsonl}", "--data.limit={train: 3}",
+        "--data.tokenizer=TrainedTokenizer", "--data.tokenizer.vocab_size=300", "--data.columns={chosen: good}",
+    )  # fmt: skip
+    assert second["train"] == [str(path)] * 2
+    assert (second["val"], second["limit"], second["columns"]) == ({"x": "v.jsonl"}, {"train": 3}, {"chosen": "good"})
+    assert second["tokenizer"]["init_args"]["vocab_size"] == 300
+
+
 def broken_pairs(**change: Any) -> list[dict[str, Any]]:
     rows = word_pairs(6)
     rows[3] |= change
@@ -232,6 +254,7 @@ def test_all_rows_dropped(tmp_path: Path) -> None:
         ({"eval_batch_size": 2.5}, "eval_batch_size: found 2.5"),
         ({"on_bad_row": "skip"}, "on_bad_row: found 'skip'; accepted: 'error', 'drop'"),
         ({"val": 1.5}, r"val: found 1.5; accepted: a fraction in \(0, 1\)"),
+        ({"val": 1}, "val: found 1; accepted"),
         ({"val": 0.5, "streaming": True}, "val: found the fraction 0.5 with streaming"),
         ({"columns": {"choosen": "a"}}, "columns: found 'choosen'.*mean 'chosen'"),
         ({"limit": {"training": 3}}, "limit: found 'training'.*mean 'train'"),

@@ -19,7 +19,7 @@ def row(prompt: int, chosen: int, rejected: int) -> Encoded:
     )
 
 
-def cut(have: Encoded, max_length: int, max_prompt: int | None = None, **policies: Any) -> Encoded:
+def cut(have: Encoded, max_length: int, max_prompt: Any = None, **policies: Any) -> Encoded:
     return Truncation(max_length, max_prompt, bos=BOS, **policies)(have)
 
 
