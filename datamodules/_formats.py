@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,10 @@ Text = str | list[Message]
 ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 PAIR_NUMBERS = {"weight": (0.0, float("inf")), "margin": (-float("inf"), float("inf")), "preference_prob": (0.0, 1.0)}
 LIST_NUMBERS = ("relevance", "ranks", "targets")
+NUMERIC = (*PAIR_NUMBERS, *LIST_NUMBERS, "rewards", "margins", "chosen_margins", "rejected_margins")
 COLUMNS = (
     *("prompt", "chosen", "rejected", "completions", "conversations", "system", "tools", "chat_template_kwargs"),
-    *PAIR_NUMBERS,
-    *LIST_NUMBERS,
-    *("rewards", "margins", "chosen_margins", "rejected_margins"),
+    *NUMERIC,
 )
 
 
@@ -91,7 +91,7 @@ def _read_pair(row: dict[str, Any]) -> Example:
 
 
 def _read_list(row: dict[str, Any]) -> Example:
-    found = row["completions"]
+    found = _parsed(row["completions"])
     if not isinstance(found, list) or len(found) < 2:
         raise BadRow("bad_type", "completions", shown(found), "a list of at least two completions")
     return _joined(row.get("prompt"), [_text(c, f"completions[{i}]") for i, c in enumerate(found)])
@@ -221,8 +221,9 @@ def _refuse_identical(example: Example) -> None:
 
 
 def _numbers(row: dict[str, Any], count: int) -> dict[str, Any]:
+    row = {k: _parsed(v) if k in NUMERIC else v for k, v in row.items()}
     numbers: dict[str, Any] = {
-        k: number(k, _parsed(row[k]), low=r[0], high=r[1]) for k, r in PAIR_NUMBERS.items() if row.get(k) is not None
+        k: number(k, row[k], low=r[0], high=r[1]) for k, r in PAIR_NUMBERS.items() if row.get(k) is not None
     }
     if row.get("relevance") is None and row.get("rewards") is not None:
         row = row | {"relevance": row["rewards"]}
@@ -237,9 +238,9 @@ def _numbers(row: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def _parsed(value: Any) -> Any:
-    """Read a number that a CSV cell holds as text."""
+    """Read a number, or a list of numbers, that a CSV cell holds as text."""
     try:
-        return float(value) if isinstance(value, str) else value
+        return json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return value
 

@@ -160,13 +160,14 @@ def _csv_rows(text: str, path: Path) -> list[Row]:
 
 
 def _plain(cell: str) -> Any:
-    """A CSV cell that is a JSON list or object becomes one; all else stays text (numeric columns are parsed later)."""
-    if cell[:1] in ("[", "{"):
-        try:
-            return json.loads(cell)
-        except json.JSONDecodeError:
-            return cell
-    return cell
+    """A JSON list of turns becomes one; all else stays text, also an answer that happens to be JSON."""
+    if not cell.startswith("[{"):
+        return cell
+    try:
+        turns = json.loads(cell)
+    except json.JSONDecodeError:
+        return cell
+    return turns if all(isinstance(t, dict) and t.keys() & {"role", "from"} for t in turns) else cell
 
 
 def refuse_empty(source: Source) -> None:

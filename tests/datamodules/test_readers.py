@@ -30,6 +30,20 @@ def as_csv(path: Path) -> str:
     return str(path)
 
 
+class Parsed(Source):
+    """Reads the margins of a CSV source."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.digest = source, source.digest
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.source[index]
+        return row | {"margins": json.loads(row["margins"])}
+
+
 def as_parquet(path: Path) -> str:
     pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=3)
     return str(path)
@@ -68,6 +82,8 @@ def as_parts(path: Path) -> list[str]:
 def test_every_format_gives_the_same_rows(write: Callable[[Path], Any], name: str, tmp_path: Path) -> None:
     source: Source = open_source(write(tmp_path / name))
     assert len(source) == 7
+    if write is as_csv:  # numbers stay text until it is known which column holds them
+        source = Parsed(source)
     assert list(source) == ROWS
     assert [source[i] for i in (6, 0, 3)] == [ROWS[6], ROWS[0], ROWS[3]]
     assert list(source.iterate(5)) == ROWS[5:]

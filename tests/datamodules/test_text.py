@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,30 @@ def test_numbers_pass_through(tmp_path: Path) -> None:
     assert all(batch[k].dtype == torch.float32 for k in ("weight", "margin", "margins", "preference_prob"))
     plain = ready(write_jsonl(tmp_path / "b.jsonl", word_pairs(8)))
     assert data.datasets["train"].digest() == plain.datasets["train"].digest()
+
+
+def test_csv_holds_pairs_turns_and_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    turns = '[{""role"": ""user"", ""content"": ""Hi""}]'
+    path.write_text(
+        "prompt,chosen,rejected,weight,margins\n"
+        'p," [1, 2]"," {""a"": 1}",0.5,"[1, 2]"\n'
+        f'"{turns}",[1],"[{{""b"": 2}}]",2,"[3, 4]"\n',
+        encoding="utf-8",
+    )
+    data = ready(path, chat_template=CHAT, batch_size=2, length_buckets=False)
+    rows = [data.datasets["train"][i] for i in (0, 1)]
+    assert [(r["weight"], r["margins"]) for r in rows] == [(0.5, [[1], [2]]), (2, [[3], [4]])]
+    assert data.texts("train", 0)["completions"] == [" [1, 2]", ' {"a": 1}']
+    assert data.texts("train", 1) == {"prompt": "user: Hi", "completions": ["assistant: [1]", 'assistant: [{"b": 2}]']}
+
+
+def test_rows_survive_pickling(path: Path) -> None:
+    rows = ready(path).datasets["train"]
+    for have in (rows, rows.select(np.asarray([5, 3]))):
+        again = pickle.loads(pickle.dumps(have))
+        assert [again[i] for i in range(len(again))] == [have[i] for i in range(len(have))]
+        assert len(pickle.dumps(have)) < 2000
 
 
 def test_ragged_lists(tmp_path: Path) -> None:
