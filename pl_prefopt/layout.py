@@ -93,9 +93,7 @@ def separate_rows(tokens: Tokens, pad_id: int = 0) -> Rows:
     ids = torch.where(at < p, from_prompt, from_completion).masked_fill(~real, pad_id)
     row = torch.arange(batch * count, device=at.device).view(batch, count, 1) * total
     source = row + p - 1 + torch.arange(width, device=at.device)
-    return Rows(
-        ids.flatten(0, 1), real.flatten(0, 1), at.flatten(0, 1), source.clamp(max=batch * count * total - 1)
-    )
+    return Rows(ids.flatten(0, 1), real.flatten(0, 1), at.flatten(0, 1), source.clamp(max=batch * count * total - 1))
 
 
 def shared_prefix_rows(tokens: Tokens, pad_id: int = 0) -> Rows:

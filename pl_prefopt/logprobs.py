@@ -34,7 +34,7 @@ class Head:
 
 
 class TokenScores(NamedTuple):
-    """Per-token outputs, zero outside the mask: `logps`, `kl` = KL(ref || policy), `collision` = log p - log sum p^2."""
+    """Zero outside the mask: `logps`, `kl` = KL(ref || policy), `collision` = log p - log sum_v p_v^2."""
 
     logps: Tensor
     kl: Tensor | None
@@ -284,8 +284,12 @@ class _HeadFunction(torch.autograd.Function):
         g_logp, g_kl, _ = grads
         hidden, weight, bias, labels, peak, total, ref_hidden, ref_lse = ctx.saved_tensors
         plan, head = ctx.plan, ctx.head
-        d_hidden = torch.zeros(hidden.shape, dtype=peak.dtype, device=hidden.device) if ctx.needs_input_grad[0] else None
-        d_weight = torch.zeros(weight.shape, dtype=peak.dtype, device=weight.device) if ctx.needs_input_grad[1] else None
+        d_hidden = (
+            torch.zeros(hidden.shape, dtype=peak.dtype, device=hidden.device) if ctx.needs_input_grad[0] else None
+        )
+        d_weight = (
+            torch.zeros(weight.shape, dtype=peak.dtype, device=weight.device) if ctx.needs_input_grad[1] else None
+        )
         d_bias = peak.new_zeros(weight.shape[0]) if bias is not None and ctx.needs_input_grad[2] else None
         softmax, ctx.softmax = ctx.softmax, None
         buffer = softmax if softmax is not None else peak.new_empty(min(plan.chunk, max(len(peak), 1)), ctx.vchunk)
@@ -330,7 +334,7 @@ def _view(buffer: Tensor, n: int, cols: slice) -> Tensor:
 def _grad_logits(
     p: Tensor, rows: slice, cols: slice, labels: Tensor, g_logp: Tensor | None, g_kl: Tensor | None
 ) -> Tensor:
-    """d logits = g_logp * (onehot - p) + g_kl * p, in place of p; the caller subtracts g_kl * p_ref."""
+    """D logits = g_logp * (onehot - p) + g_kl * p, in place of p; the caller subtracts g_kl * p_ref."""
     zero = p.new_zeros(p.shape[0])
     g = zero if g_logp is None else g_logp[rows]
     d = p.mul_(((zero if g_kl is None else g_kl[rows]) - g)[:, None])

@@ -169,4 +169,6 @@ class CachedReference(Reference):
 
 def _require_adapters(policy: nn.Module, kind: str) -> None:
     if not has_adapters(policy):
-        raise ValueError(f"reference {kind} needs a policy with peft adapters; set the policy's `lora` or use FrozenCopy")
+        raise ValueError(
+            f"reference {kind} needs a policy with peft adapters; set the policy's `lora` or use FrozenCopy"
+        )

@@ -20,7 +20,7 @@ class PairScores:
         logps: (B, K) log pi(y|x) of the policy, reduced over tokens as the objective asked; None where the modality
             has no tractable likelihood.
         ref_logps: (B, K) the same under the reference, without gradient.
-        sum_logps: (B, K) sum of the policy's token log-probabilities, for the log, without gradient needs.
+        sum_logps: (B, K) plain sum of the policy's token log-probabilities, whatever the objective's reduction.
         lengths: (B, K) number of tokens that were scored.
         kl: (B, K) sum over positions of KL(ref || policy), only when the objective needs it.
         collision: (B, K) mean over tokens of log p_t - log sum_v p_v^2 under the policy, without gradient (WPO).

@@ -40,7 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def write_pairs(path: Path, rows: int) -> str:
     """Deterministic pairs of a few words; the better one counts up, the worse one down."""
-    words = "ash bay cut dew elm fog gum hay ice jam".split()
+    words = ["ash", "bay", "cut", "dew", "elm", "fog", "gum", "hay", "ice", "jam"]
     with path.open("w") as out:
         for i in range(rows):
             start, n = i % 10, 2 + i % 4

@@ -66,8 +66,9 @@ def test_copied_adapter_is_equal_frozen_and_independent() -> None:
 
 
 def test_unknown_adapter_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no adapter named 'slow'.*default"), adapter_active(
-        tiny_lm(lora=True)(), "slow"
+    with (
+        pytest.raises(ValueError, match=r"no adapter named 'slow'.*default"),
+        adapter_active(tiny_lm(lora=True)(), "slow"),
     ):
         pass
 

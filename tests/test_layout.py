@@ -63,9 +63,7 @@ def test_side_and_amount_of_padding_do_not_matter(layout: object) -> None:
 
 def test_shared_prefix_mask_by_hand() -> None:
     """Prompt [5, 6], completions [7] and [8, 9]: one row 5 6 7 8 9, where 8 and 9 must not see 7."""
-    tokens = Tokens(
-        torch.tensor([[5, 6]]), torch.tensor([2]), torch.tensor([[[7, 0], [8, 9]]]), torch.tensor([[1, 2]])
-    )
+    tokens = Tokens(torch.tensor([[5, 6]]), torch.tensor([2]), torch.tensor([[[7, 0], [8, 9]]]), torch.tensor([[1, 2]]))
     rows = shared_prefix_rows(tokens)
     assert rows.input_ids.tolist() == [[5, 6, 7, 8, 9]]
     assert rows.position_ids.tolist() == [[0, 1, 2, 2, 3]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -132,7 +134,7 @@ def test_memory_is_bounded_by_the_block_not_by_the_batch() -> None:
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:
     h, w, _, labels, mask = inputs()
-    arguments = {"hidden": h, "weight": w, "labels": labels, "mask": mask} | change
+    arguments: dict[str, Any] = {"hidden": h, "weight": w, "labels": labels, "mask": mask} | change
     with pytest.raises(ValueError, match=message):
         token_log_probs(**arguments)
 

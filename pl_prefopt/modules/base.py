@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from pl_prefopt.configurable import from_config, to_config
 from pl_prefopt.metrics import ExactMeans
 from pl_prefopt.modules.checkpoints import check_state, compare_hparams, keep_trainable, trainable_tensors
 from pl_prefopt.objectives import Objective
-from pl_prefopt.policies.base import PolicyBuilder
+from pl_prefopt.policies.base import FromCallable, PolicyBuilder
 from pl_prefopt.references import NoReference, Reference
 from pl_prefopt.scores import PairScores
 from pl_prefopt.seeding import derive_seed
@@ -32,8 +31,8 @@ class PreferenceModule(pl.LightningModule):
     checkpoints hold trainable tensors only, the reference never trains, and validation metrics are exact.
 
     Args:
-        policy: builder of the network that is trained, or any callable without arguments that returns one (then
-            `load_from_checkpoint` needs it again).
+        policy: builder of the network that is trained; any callable without arguments that returns a network will do
+            in Python (`FromCallable` says so to a type checker), but is not remembered by checkpoints.
         objective: maps the scores of a batch to a loss per pair.
         reference: what is subtracted; ignored by objectives that need none.
         optimizer: called with the trainable parameters.
@@ -55,7 +54,7 @@ class PreferenceModule(pl.LightningModule):
 
     def __init__(
         self,
-        policy: PolicyBuilder | Callable[[], nn.Module],
+        policy: PolicyBuilder,
         objective: Objective,
         reference: Reference,
         optimizer: OptimizerCallable,
@@ -63,7 +62,7 @@ class PreferenceModule(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.policy_builder = from_config(policy, PolicyBuilder) if isinstance(policy, dict) else policy
+        self.policy_builder = policy if callable(policy) else from_config(policy, PolicyBuilder)
         self.objective = from_config(objective, Objective)
         self.reference_config = from_config(reference, Reference)
         self.optimizer_factory = optimizer
@@ -80,7 +79,7 @@ class PreferenceModule(pl.LightningModule):
         self.reference: nn.Module | None = None
         self.split = "train"
         self._unchecked: list[tuple[Tensor, Any]] = []
-        plain = isinstance(self.policy_builder, PolicyBuilder)
+        plain = isinstance(self.policy_builder, PolicyBuilder) and not isinstance(self.policy_builder, FromCallable)
         self.save_hyperparameters(
             {
                 "policy": to_config(self.policy_builder) if plain else None,
@@ -236,16 +235,16 @@ class PreferenceModule(pl.LightningModule):
         """Add a batch to the exact sums."""
         self._evaluate("test", batch, dataloader_idx)
 
-    def on_validation_epoch_start(self) -> None:  # noqa: D102
+    def on_validation_epoch_start(self) -> None:
         self._start_evaluation("val")
 
-    def on_validation_epoch_end(self) -> None:  # noqa: D102
+    def on_validation_epoch_end(self) -> None:
         self._finish_evaluation("val")
 
-    def on_test_epoch_start(self) -> None:  # noqa: D102
+    def on_test_epoch_start(self) -> None:
         self._start_evaluation("test")
 
-    def on_test_epoch_end(self) -> None:  # noqa: D102
+    def on_test_epoch_end(self) -> None:
         self._finish_evaluation("test")
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
@@ -262,9 +261,9 @@ class PreferenceModule(pl.LightningModule):
         return keys
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, and, when fitting, of other hyper-parameters."""
+        """Refuse a checkpoint of another model, and, under a Trainer, of other hyper-parameters."""
         self.configure_model()
         check_state(self, checkpoint)
         trainer = self._trainer
-        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+        if trainer is not None:
             compare_hparams(dict(self.hparams), checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))

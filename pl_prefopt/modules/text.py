@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -53,7 +52,7 @@ class TextPreferenceModule(PreferenceModule):
 
     def __init__(
         self,
-        policy: PolicyBuilder | Callable[[], nn.Module],
+        policy: PolicyBuilder,
         objective: Objective = DPO(),  # noqa: B008
         reference: Reference = AutoReference(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6),

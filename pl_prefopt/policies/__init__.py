@@ -1,6 +1,6 @@
 """Builders of policy networks."""
 
-from pl_prefopt.policies.base import PolicyBuilder
+from pl_prefopt.policies.base import FromCallable, PolicyBuilder
 from pl_prefopt.policies.causal_lm import CausalLM
 
-__all__ = ["CausalLM", "PolicyBuilder"]
+__all__ = ["CausalLM", "FromCallable", "PolicyBuilder"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -17,6 +17,21 @@ class PolicyBuilder(Configurable):
     @abstractmethod
     def __call__(self) -> nn.Module:
         """Build a fresh network on the default device."""
+
+
+class FromCallable(PolicyBuilder):
+    """A network of your own: `FromCallable(lambda: network)`. Checkpoints do not remember it; pass it again to load.
+
+    Args:
+        build: called once, returns the network.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module]) -> None:
+        self.build = build
+
+    def __call__(self) -> nn.Module:
+        """Call `build`."""
+        return self.build()
 
 
 @contextmanager

@@ -22,7 +22,8 @@ def built(policy: Any = None, prefix: bool = False, **options: Any) -> TextPrefe
     module = TextPreferenceModule(policy or tiny_lm(), **options)
     module.configure_model()
     module._prefix_honoured = prefix
-    return module.train()
+    module.train()
+    return module
 
 
 def mean_loss(module: TextPreferenceModule, batch: dict) -> torch.Tensor:

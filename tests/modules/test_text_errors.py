@@ -155,7 +155,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     run.fit(module(), datamodule=Data())
     run.save_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match="belongs to another model"):
-        TextPreferenceModule.load_from_checkpoint(tmp_path / "a.ckpt", policy=tiny_lm(config={**QWEN2, "hidden_size": 8}))
+        TextPreferenceModule.load_from_checkpoint(
+            tmp_path / "a.ckpt", policy=tiny_lm(config={**QWEN2, "hidden_size": 8})
+        )
 
 
 def test_resuming_under_other_hyper_parameters_is_refused(tmp_path: Path) -> None:

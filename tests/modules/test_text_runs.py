@@ -12,7 +12,7 @@ from tests import runs
 
 @pytest.mark.parametrize("kind", ["full", "lora", "moving", "moving-lora", "dropout"])
 def test_killed_and_resumed_run_ends_with_the_same_bits(kind: str, tmp_path: Path) -> None:
-    """kill -9 after step 5 of 6 in the first epoch; the last checkpoint is that of step 4, in mid-epoch."""
+    """Kill -9 after step 5 of 6 in the first epoch; the last checkpoint is that of step 4, in mid-epoch."""
     runs.start(tmp_path / "whole", kind=kind)
     killed = runs.start(tmp_path / "cut", check=False, kind=kind, kill_at=5)
     assert killed.returncode == -9

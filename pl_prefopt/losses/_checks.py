@@ -1,0 +1,91 @@
+"""Argument checks that every loss shares; each names the argument, what was found, and what is accepted."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def rows(**tensors: Tensor) -> None:
+    """Require one-dimensional floating tensors (B,) of one length.
+
+    Raises:
+        ValueError: naming the first that does not fit.
+    """
+    first = next(iter(tensors.values()))
+    for name, value in tensors.items():
+        if value.dim() != 1 or value.shape != first.shape:
+            raise ValueError(f"{name} must be (B,) = {_first_shape(first)}, got shape {tuple(value.shape)}")
+        floating(name, value)
+
+
+def table(name: str, value: Tensor, like: Tensor | None = None) -> None:
+    """Require a floating (B, K) tensor, of the shape of `like` where given."""
+    if value.dim() != 2 or (like is not None and value.shape != like.shape):
+        wanted = "(B, K)" if like is None else f"{tuple(like.shape)}"
+        raise ValueError(f"{name} must be {wanted}, got shape {tuple(value.shape)}")
+    floating(name, value)
+
+
+def floating(name: str, value: Tensor) -> None:
+    """Require a floating dtype."""
+    if not value.is_floating_point():
+        raise ValueError(f"{name} must be a floating tensor, got {value.dtype}")
+
+
+def positive(name: str, value: float) -> None:
+    """Require a finite number above zero."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number > 0, got {value}")
+
+
+def within(
+    name: str, value: float, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Require low <= value <= high; `open_*` excludes that end."""
+    below = value <= low if open_low else value < low
+    above = value >= high if open_high else value > high
+    if below or above or not math.isfinite(value):
+        left, right = "(" if open_low else "[", ")" if open_high else "]"
+        raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value}")
+
+
+def choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    """Require one of the accepted words."""
+    if value not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
+
+
+def probabilities(name: str, value: Tensor) -> None:
+    """Require numbers in [0, 1]."""
+    if not bool(((value >= 0) & (value <= 1)).all()):
+        raise ValueError(f"{name} must lie in [0, 1], got values from {float(value.min())} to {float(value.max())}")
+
+
+def distributions(name: str, value: Tensor) -> None:
+    """Require rows that are not negative and sum to one."""
+    sums = value.sum(-1)
+    if bool((value < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+        raise ValueError(
+            f"{name} must be distributions over the last axis (not negative, sum 1); got sums from "
+            f"{float(sums.min()):.4f} to {float(sums.max()):.4f} and a minimum of {float(value.min()):.4f}"
+        )
+
+
+def list_mask(name: str, mask: Tensor | None, like: Tensor, least: int) -> Tensor:
+    """Return the (B, K) bool mask, all True by default; every row keeps at least `least` entries."""
+    if mask is None:
+        mask = torch.ones_like(like, dtype=torch.bool)
+    if mask.shape != like.shape or mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be bool {tuple(like.shape)}, got {mask.dtype} {tuple(mask.shape)}")
+    counts = mask.sum(-1)
+    if bool((counts < least).any()):
+        short = (counts < least).nonzero().flatten().tolist()
+        raise ValueError(f"{name}: rows {short} hold fewer than {least} items; accepted: lists of at least {least}")
+    return mask
+
+
+def _first_shape(first: Tensor) -> str:
+    return f"{tuple(first.shape)}"

@@ -1,0 +1,56 @@
+"""Objectives: what YAML names in `objective:`."""
+
+from pl_prefopt.objectives.base import Objective
+from pl_prefopt.objectives.lists import ADPO, IRPO, MODPO, PlackettLuce, SoftmaxDPO, list_targets
+from pl_prefopt.objectives.mixture import SFT, WPO, Mixture
+from pl_prefopt.objectives.pairwise import (
+    BCO,
+    DPO,
+    DPOP,
+    EXO,
+    FDPO,
+    IPO,
+    LDDPO,
+    NCA,
+    ORPO,
+    SPPO,
+    TDPO,
+    APODown,
+    APOZero,
+    DiscoPOP,
+    Hinge,
+    NormalizedDPO,
+    RobustDPO,
+    SimPO,
+)
+
+__all__ = [
+    "ADPO",
+    "BCO",
+    "DPO",
+    "DPOP",
+    "EXO",
+    "FDPO",
+    "IPO",
+    "IRPO",
+    "LDDPO",
+    "MODPO",
+    "NCA",
+    "ORPO",
+    "SFT",
+    "SPPO",
+    "TDPO",
+    "WPO",
+    "APODown",
+    "APOZero",
+    "DiscoPOP",
+    "Hinge",
+    "Mixture",
+    "NormalizedDPO",
+    "Objective",
+    "PlackettLuce",
+    "RobustDPO",
+    "SimPO",
+    "SoftmaxDPO",
+    "list_targets",
+]

@@ -1,0 +1,74 @@
+"""`Objective`: hyper-parameters of a loss, and what the loss needs from a module."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from pl_prefopt.configurable import Configurable
+from pl_prefopt.losses._checks import choice, positive
+from pl_prefopt.scores import PairScores
+
+
+class Objective(Configurable):
+    """Maps the scores of a batch to one loss per pair or list.
+
+    `needs` says what a module must provide: "reference", "rejected", "logps" and "lengths" (token sums and counts),
+    "kl" (full distributions of policy and reference), "collision" (WPO), "list", and the data columns
+    "preference_prob", "margins", "relevance", "ranks".
+    """
+
+    needs: frozenset[str] = frozenset({"reference", "rejected"})
+    beta: float = 1.0
+
+    @abstractmethod
+    def __call__(self, scores: PairScores) -> Tensor:
+        """(B,) loss, unreduced."""
+
+    @property
+    def reduction(self) -> str:
+        """Name of the way in which `reduce_tokens` reduces; objectives of one mixture must agree on it."""
+        return "sum"
+
+    def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Reduce token log-probabilities (B, K, T) to (B, K); the same for policy and reference. Default: the sum."""
+        return values.sum(-1)
+
+    def rewards(self, scores: PairScores) -> Tensor:
+        """(B, K) implicit reward, without gradient, for accuracy and margin. Default: beta * log-ratio."""
+        return self.beta * scores.logratios.detach()
+
+
+def token_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, K, T) -> (B, K) mean over the tokens of each sample."""
+    return values.sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def reduce_by(average: str, values: Tensor, mask: Tensor) -> Tensor:
+    """Sum or mean over tokens."""
+    return token_mean(values, mask) if average == "mean" else values.sum(-1)
+
+
+def check_average(average: str) -> str:
+    """Return "sum" or "mean", refuse anything else."""
+    choice("average", average, ("sum", "mean"))
+    return average
+
+
+def check_beta(beta: float) -> float:
+    """Return beta > 0, refuse anything else."""
+    positive("beta", beta)
+    return beta
+
+
+def column(scores: PairScores, name: str, why: str) -> Tensor:
+    """A data column that the objective cannot do without.
+
+    Raises:
+        ValueError: the batch has no such column; says what to add.
+    """
+    value = scores.extra.get(name)
+    if value is None:
+        raise ValueError(f"{why} needs the data column {name!r}, which this batch does not have")
+    return value
