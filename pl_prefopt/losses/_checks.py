@@ -14,11 +14,34 @@ def rows(**tensors: Tensor) -> None:
     Raises:
         ValueError: naming the first that does not fit.
     """
-    first = next(iter(tensors.values()))
+    size = next(iter(tensors.values())).shape[:1].numel()
     for name, value in tensors.items():
-        if value.dim() != 1 or value.shape != first.shape:
-            raise ValueError(f"{name} must be (B,) = {_first_shape(first)}, got shape {tuple(value.shape)}")
+        if value.shape != (size,):
+            raise ValueError(f"{name} must be (B,), here ({size},), got shape {tuple(value.shape)}")
         floating(name, value)
+
+
+def per_row(name: str, value: float | Tensor, like: Tensor) -> Tensor:
+    """Return a finite number, or one for each row, as a tensor of the dtype and device of `like` (B,)."""
+    out = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if out.shape not in ((), like.shape):
+        raise ValueError(f"{name} must be one number or {tuple(like.shape)}, got shape {tuple(out.shape)}")
+    finite(name, out)
+    return out
+
+
+def same_shape(name: str, value: Tensor, like: Tensor) -> None:
+    """Require the shape of `like`."""
+    if value.shape != like.shape:
+        raise ValueError(f"{name} must be {tuple(like.shape)}, got shape {tuple(value.shape)}")
+
+
+def finite(name: str, value: Tensor, least: float = -math.inf) -> None:
+    """Require finite numbers, none below `least`."""
+    bad = value[~(torch.isfinite(value) & (value >= least))]
+    if bad.numel():
+        accepted = "finite" if least == -math.inf else f"finite and >= {least}"
+        raise ValueError(f"{name} must be {accepted}, got {float(bad.flatten()[0])}")
 
 
 def table(name: str, value: Tensor, like: Tensor | None = None) -> None:
@@ -82,10 +105,6 @@ def list_mask(name: str, mask: Tensor | None, like: Tensor, least: int) -> Tenso
         raise ValueError(f"{name} must be bool {tuple(like.shape)}, got {mask.dtype} {tuple(mask.shape)}")
     counts = mask.sum(-1)
     if bool((counts < least).any()):
-        short = (counts < least).nonzero().flatten().tolist()
+        short = [i for i, count in enumerate(counts) if int(count) < least]
         raise ValueError(f"{name}: rows {short} hold fewer than {least} items; accepted: lists of at least {least}")
     return mask
-
-
-def _first_shape(first: Tensor) -> str:
-    return f"{tuple(first.shape)}"

@@ -5,10 +5,23 @@ Legend: K or N samples of a group, r = log-ratios (B, K), u = r / tau or beta r.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from pl_prefopt.losses._checks import choice, distributions, list_mask, positive, rows, table
+from pl_prefopt.losses._checks import (
+    choice,
+    distributions,
+    finite,
+    list_mask,
+    per_row,
+    positive,
+    probabilities,
+    rows,
+    same_shape,
+    table,
+)
 from pl_prefopt.losses._math import softplus, wide
 
 
@@ -26,10 +39,10 @@ def softmax_dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, mas
     positive("beta", beta)
     real = list_mask("mask", mask, rejected, 1)
     gaps = beta * (wide(rejected) - wide(chosen)[:, None])
-    return softplus(gaps.masked_fill(~real, float("-inf")).logsumexp(-1))
+    return softplus(gaps.masked_fill(~real, -math.inf).logsumexp(-1))
 
 
-def plackett_luce_loss(scores: Tensor, relevance: Tensor) -> Tensor:
+def plackett_luce_loss(scores: Tensor, relevance: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Plackett-Luce negative log-likelihood of the order by relevance, mean over the K - 1 positions.
 
     sort by relevance, best first; mean_{k < K} [-u_k + logsumexp(u_k, ..., u_K)] (ADPO's official variant, 2510.18913).
@@ -37,16 +50,28 @@ def plackett_luce_loss(scores: Tensor, relevance: Tensor) -> Tensor:
 
     Args:
         scores: (B, K) u, K >= 2.
-        relevance: (B, K), higher is better.
+        relevance: (B, K), higher is better, finite.
+        mask: (B, K) bool, False at padding; each list keeps n >= 2 items and is averaged over n - 1 positions.
+
+    Returns:
+        (B,) loss; ln(K!) / (K - 1) for equal scores.
+
+    Raises:
+        ValueError: shapes that differ, lists of one item, a relevance that is not finite.
     """
     table("scores", scores)
-    if relevance.shape != scores.shape:
-        raise ValueError(f"relevance must be {tuple(scores.shape)}, got shape {tuple(relevance.shape)}")
+    same_shape("relevance", relevance, scores)
     _at_least_two("scores", scores)
-    order = relevance.argsort(dim=-1, descending=True, stable=True)
-    ranked = wide(scores).gather(-1, order)
-    rest = ranked.flip(-1).logcumsumexp(-1).flip(-1)
-    return (rest - ranked)[:, :-1].mean(-1)
+    real = list_mask("mask", mask, scores, 2)
+    finite("relevance", relevance[real])
+    order = relevance.to(wide(scores).dtype).masked_fill(~real, -math.inf).argsort(dim=-1, descending=True, stable=True)
+    ranked, real = wide(scores).masked_fill(~real, 0.0).gather(-1, order), real.gather(-1, order)
+    later = torch.ones(*ranked.shape, ranked.shape[1], dtype=torch.bool, device=ranked.device).triu()
+    rest = ranked[:, None, :].masked_fill(~(later & real[:, None, :]), -math.inf)
+    rest = rest.masked_fill(~real[:, :, None], 0.0).logsumexp(-1)
+    count = real.sum(-1)
+    counted = real & (torch.arange(real.shape[1], device=real.device) < (count - 1)[:, None])
+    return ((rest - ranked) * counted).sum(-1) / (count - 1)
 
 
 def irpo_loss(
@@ -83,7 +108,7 @@ def irpo_loss(
     weight = _irpo_weights(relevance, ranks, real, logratios)
     r = beta * wide(logratios).masked_fill(~real, 0.0)
     others = ~torch.eye(r.shape[1], dtype=torch.bool, device=r.device) & real[:, None, :]
-    gaps = (r[:, None, :] - r[:, :, None]).masked_fill(~others, float("-inf"))
+    gaps = (r[:, None, :] - r[:, :, None]).masked_fill(~others, -math.inf)
     gaps = gaps.masked_fill(~real[:, :, None], 0.0).logsumexp(-1)
     count = real.sum(-1)
     if opponents == "mean":
@@ -93,13 +118,10 @@ def irpo_loss(
 
 
 def _irpo_weights(relevance: Tensor, ranks: Tensor, real: Tensor, like: Tensor) -> Tensor:
-    for name, value in (("relevance", relevance), ("ranks", ranks)):
-        if value.shape != like.shape:
-            raise ValueError(f"{name} must be {tuple(like.shape)}, got shape {tuple(value.shape)}")
-    if bool((relevance[real] < 0).any()):
-        raise ValueError(f"relevance must be >= 0, got {float(relevance[real].min())}")
-    if bool((ranks[real] < 1).any()):
-        raise ValueError(f"ranks must be >= 1, got {float(ranks[real].min())}")
+    same_shape("relevance", relevance, like)
+    same_shape("ranks", ranks, like)
+    finite("relevance", relevance[real], least=0)
+    finite("ranks", ranks[real], least=1)
     gain = torch.exp2(relevance.to(wide(like).dtype)) - 1
     discount = torch.log2(1 + ranks.to(wide(like).dtype).clamp(min=1))
     return (gain / discount).masked_fill(~real, 0.0)
@@ -124,7 +146,7 @@ def adpo_listwise_loss(logratios: Tensor, targets: Tensor, *, tau: float = 1.0, 
     real = list_mask("mask", mask, logratios, 2)
     q = wide(targets).masked_fill(~real, 0.0)
     distributions("targets", q)
-    logp = (wide(logratios) / tau).masked_fill(~real, float("-inf")).log_softmax(-1)
+    logp = (wide(logratios) / tau).masked_fill(~real, -math.inf).log_softmax(-1)
     return -(q * logp.masked_fill(~real, 0.0)).sum(-1)
 
 
@@ -142,10 +164,9 @@ def adpo_pairwise_loss(
     rows(chosen=chosen, rejected=rejected)
     positive("beta", beta)
     z = beta * (wide(chosen) - wide(rejected))
-    q = torch.as_tensor(preference_prob, dtype=z.dtype, device=z.device)
-    if q.shape not in ((), z.shape) or not bool(((q >= 0) & (q <= 1)).all()):
-        raise ValueError(f"preference_prob must lie in [0, 1] with shape {tuple(z.shape)}, got {preference_prob}")
-    return -(q * logsigmoid(z) + (1 - q) * logsigmoid(-z))
+    q = per_row("preference_prob", preference_prob, z)
+    probabilities("preference_prob", q)
+    return q * softplus(-z) + (1 - q) * softplus(z)
 
 
 def _at_least_two(name: str, value: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pl_prefopt.losses._checks import positive, rows
+from pl_prefopt.losses._checks import finite, positive, rows
 from pl_prefopt.losses._math import softplus, wide
 
 
@@ -30,11 +30,12 @@ def modpo_loss(
     """
     rows(chosen=chosen, rejected=rejected)
     positive("beta", beta)
-    w = modpo_weights(weights, chosen_margins.shape[-1]).to(wide(chosen))
     for name, value in (("chosen_margins", chosen_margins), ("rejected_margins", rejected_margins)):
-        if value.dim() != 2 or value.shape != (chosen.shape[0], w.numel() - 1):
-            raise ValueError(f"{name} must be {(chosen.shape[0], w.numel() - 1)}, got shape {tuple(value.shape)}")
-    other = (wide(chosen_margins) - wide(rejected_margins)) @ w[1:]
+        if value.dim() != 2 or value.shape[0] != chosen.shape[0] or value.shape != chosen_margins.shape:
+            raise ValueError(f"{name} must be (B, M) = ({chosen.shape[0]}, M), got shape {tuple(value.shape)}")
+        finite(name, value)
+    w = modpo_weights(weights, chosen_margins.shape[1]).to(wide(chosen))
+    other = (chosen_margins.to(w) - rejected_margins.to(w)) @ w[1:]
     return softplus(-(beta * (wide(chosen) - wide(rejected)) - other) / w[0])
 
 
@@ -44,11 +45,12 @@ def modpo_weights(weights: Tensor | list[float], margins: int) -> Tensor:
     Raises:
         ValueError: a wrong count, a negative weight, w_0 = 0, or a sum other than 1.
     """
-    w = torch.as_tensor(weights, dtype=torch.float64)
-    if w.dim() != 1 or w.numel() != margins + 1:
-        raise ValueError(f"weights must be (1 + M,) = ({margins + 1},) for M = {margins} margins, got {w.tolist()}")
-    if bool((w < 0).any()) or w[0] <= 0:
-        raise ValueError(f"weights must not be negative and the first must be > 0, got {w.tolist()}")
-    if abs(float(w.sum()) - 1) > 1e-4:
-        raise ValueError(f"weights must sum to 1, got {w.tolist()} with sum {float(w.sum()):.4f}")
-    return w
+    values = [float(w) for w in weights]
+    shown = ", ".join(f"{v:g}" for v in values)
+    if len(values) != margins + 1:
+        raise ValueError(f"weights must be (1 + M,) = ({margins + 1},) for M = {margins} margins, got {shown}")
+    if not (all(v >= 0 for v in values) and values[0] > 0):
+        raise ValueError(f"weights must not be negative and the first must be > 0, got {shown}")
+    if not abs(sum(values) - 1) <= 1e-4:
+        raise ValueError(f"weights must sum to 1, got {shown} with sum {sum(values):.4f}; divide them by their sum")
+    return torch.tensor(values, dtype=torch.float64)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from pl_prefopt.losses._checks import positive, rows, within
+from pl_prefopt.losses._checks import per_row, positive, probabilities, rows, within
 from pl_prefopt.losses._math import softplus, wide
 
 
@@ -45,7 +45,7 @@ def dpo_loss(
         (B,) loss; ln 2 at r = 0, eps = 0, m = 0.
 
     Raises:
-        ValueError: shapes that differ, beta <= 0, eps outside [0, 1].
+        ValueError: shapes that differ, beta <= 0, eps outside [0, 1], a margin that is not finite.
 
     Example:
         >>> import torch
@@ -53,10 +53,9 @@ def dpo_loss(
         tensor([0.6210])
     """
     r_w, r_l = _pair(chosen, rejected, beta)
-    eps = torch.as_tensor(label_smoothing, dtype=r_w.dtype, device=r_w.device)
-    if not bool(((eps >= 0) & (eps <= 1)).all()):
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
-    logits = beta * (r_w - r_l) - margin
+    eps = per_row("label_smoothing", label_smoothing, r_w)
+    probabilities("label_smoothing", eps)
+    logits = beta * (r_w - r_l) - per_row("margin", margin, r_w)
     return (1 - eps) * softplus(-logits) + eps * softplus(logits)
 
 
@@ -124,7 +123,8 @@ def bco_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, delta: floa
         delta: reward shift; the paper's running mean of the rewards, which TRL dropped after 0.28.
     """
     r_w, r_l = _pair(chosen, rejected, beta)
-    return softplus(-(beta * r_w - delta)) + softplus(beta * r_l - delta)
+    shift = per_row("delta", delta, r_w)
+    return softplus(shift - beta * r_w) + softplus(beta * r_l - shift)
 
 
 def sppo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1) -> Tensor:
@@ -151,10 +151,10 @@ def discopop_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, tau: f
     e^{-rho} m is computed as exp(-rho + log sigma(rho/tau)): the factor alone overflows where the product is tiny.
 
     Raises:
-        ValueError: tau outside (0, 1); from 1 on the product grows without bound.
+        ValueError: tau outside (0, 1]; beyond 1 the product overflows for rho << 0.
     """
     r_w, r_l = _pair(chosen, rejected, beta)
-    within("tau", tau, 0.0, 1.0, open_low=True, open_high=True)
+    within("tau", tau, 0.0, 1.0, open_low=True)
     rho = beta * (r_w - r_l)
     mixed = torch.exp(-rho - softplus(-rho / tau))
     return softplus(-rho) * torch.sigmoid(-rho / tau) + mixed

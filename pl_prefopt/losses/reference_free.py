@@ -41,6 +41,9 @@ def orpo_loss(chosen_mean_logps: Tensor, rejected_mean_logps: Tensor, *, beta: f
     rows(chosen_mean_logps=chosen_mean_logps, rejected_mean_logps=rejected_mean_logps)
     positive("beta", beta)
     m_w, m_l = wide(chosen_mean_logps), wide(rejected_mean_logps)
+    highest = max(float(m.detach().amax()) for m in (m_w, m_l)) if m_w.numel() else 0.0
+    if highest > 1e-3:
+        raise ValueError(f"orpo_loss takes mean log-probabilities, which are <= 0, got {highest}")
     return -m_w + beta * softplus(_log_odds(m_l) - _log_odds(m_w))
 
 
