@@ -38,6 +38,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         batch_size: rows per device and micro-batch.
         eval_batch_size: the same in evaluation; None means `batch_size`.
         length_buckets: group rows of like length.
+        shuffle: False keeps the order of the file in every epoch.
         drop_last: False keeps rows that do not fill an optimiser step (one device only).
         num_workers: worker processes per loader.
         seed: seed of the order; that of epoch e depends on (seed, e) only.
@@ -51,6 +52,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         drop_last: bool = True,
         num_workers: int = 0,
         seed: int = 0,
+        shuffle: bool = True,
     ) -> None:
         super().__init__()
         positive("batch_size", batch_size)
@@ -58,6 +60,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         positive("num_workers", num_workers + 1 if isinstance(num_workers, int) else num_workers)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.length_buckets, self.drop_last, self.num_workers, self.seed = length_buckets, drop_last, num_workers, seed
+        self.shuffle = shuffle
         self.datasets: dict[str, Any] = {}
         self.collate: Callable[[list[Any]], Any] | None = None
         self._train_loader: Any = None
@@ -104,6 +107,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             accumulate=getattr(self.trainer, "accumulate_grad_batches", 1),
             seed=self.seed,
             length_buckets=self.length_buckets,
+            shuffle=self.shuffle,
             drop_last=self.drop_last,
         )
         if plan.left_out:

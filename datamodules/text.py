@@ -60,6 +60,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
         on_bad_row: "error" stops at the first row that cannot be used, "drop" leaves such rows out and counts them.
         limit: use only the first rows of each split; a number, or a dict split -> number.
         length_buckets: group rows of like length.
+        shuffle: False keeps the order of the file in every epoch.
         drop_last: False keeps rows that do not fill an optimiser step (one device only).
         num_workers: worker processes per loader.
         seed: seed of order and split; the order of epoch e depends on (seed, e) only.
@@ -98,8 +99,9 @@ class TextPreferenceDataModule(PreferenceDataModule):
         streaming: bool = False,
         shuffle_buffer: int = 4096,
         cache_dir: str | None = None,
+        shuffle: bool = True,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, length_buckets, drop_last, num_workers, seed)
+        super().__init__(batch_size, eval_batch_size, length_buckets, drop_last, num_workers, seed, shuffle)
         given = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
         self.save_hyperparameters(given, logger=False)
         one_of("on_bad_row", on_bad_row, ("error", "drop"))

@@ -199,6 +199,7 @@ def run_ours(folder: Path, steps: int, options: dict[str, Any]) -> dict[str, Any
         tokenizer=str(folder / "tokenizer"),
         batch_size=PAIRS,
         length_buckets=False,
+        shuffle=False,
         cache_dir=str(folder / "data"),
     )
     trainer = pl.Trainer(

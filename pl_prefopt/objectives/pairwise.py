@@ -37,7 +37,7 @@ class DPO(Objective):
 
 
 class NormalizedDPO(DPO):
-    """DPO on log-ratios per token: Tulu 3's length-normalised DPO, TRL's sigmoid_norm. Unlike SimPO it has a reference."""
+    """DPO on log-ratios per token: Tulu 3's normalised DPO, TRL's sigmoid_norm. Unlike SimPO it has a reference."""
 
     @property
     def reduction(self) -> str:
