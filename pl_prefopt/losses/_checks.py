@@ -88,9 +88,9 @@ def probabilities(name: str, value: Tensor) -> None:
 
 
 def distributions(name: str, value: Tensor) -> None:
-    """Require rows that are not negative and sum to one."""
-    sums = value.sum(-1)
-    if bool((value < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+    """Require rows that are not negative and sum to one, to 1e-4 or to the precision of their dtype."""
+    sums, atol = value.double().sum(-1), max(1e-4, 2 * torch.finfo(value.dtype).eps)
+    if bool((value < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), rtol=0, atol=atol):
         raise ValueError(
             f"{name} must be distributions over the last axis (not negative, sum 1); got sums from "
             f"{float(sums.min()):.4f} to {float(sums.max()):.4f} and a minimum of {float(value.min()):.4f}"

@@ -46,6 +46,12 @@ def diffusion_dpo_loss(
         ref_rejected_errors: (B,).
         beta: > 0.
     """
+    rows(
+        chosen_errors=chosen_errors,
+        rejected_errors=rejected_errors,
+        ref_chosen_errors=ref_chosen_errors,
+        ref_rejected_errors=ref_rejected_errors,
+    )
     chosen = denoising_logratios(chosen_errors, ref_chosen_errors)
     rejected = denoising_logratios(rejected_errors, ref_rejected_errors)
     return dpo_loss(chosen, rejected, beta=beta)

@@ -36,6 +36,8 @@ def softmax_dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, mas
     """
     rows(chosen=chosen)
     table("rejected", rejected)
+    if len(rejected) != len(chosen):
+        raise ValueError(f"rejected must hold one row per chosen, {len(chosen)}, got shape {tuple(rejected.shape)}")
     positive("beta", beta)
     real = list_mask("mask", mask, rejected, 1)
     gaps = beta * (wide(rejected) - wide(chosen)[:, None])
@@ -144,10 +146,10 @@ def adpo_listwise_loss(logratios: Tensor, targets: Tensor, *, tau: float = 1.0, 
     positive("tau", tau)
     _at_least_two("logratios", logratios)
     real = list_mask("mask", mask, logratios, 2)
-    q = wide(targets).masked_fill(~real, 0.0)
+    q = targets.masked_fill(~real, 0.0)
     distributions("targets", q)
     logp = (wide(logratios) / tau).masked_fill(~real, -math.inf).log_softmax(-1)
-    return -(q * logp.masked_fill(~real, 0.0)).sum(-1)
+    return -(wide(q) * logp.masked_fill(~real, 0.0)).sum(-1)
 
 
 def adpo_pairwise_loss(
