@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pl_prefopt.modules.base import PreferenceModule
-    from pl_prefopt.modules.image import ImagePreferenceModule
     from pl_prefopt.modules.text import TextPreferenceModule
 
-_WHERE = {"PreferenceModule": "base", "TextPreferenceModule": "text", "ImagePreferenceModule": "image"}
+_WHERE = {"PreferenceModule": "base", "TextPreferenceModule": "text"}
 
-__all__ = ["ImagePreferenceModule", "PreferenceModule", "TextPreferenceModule"]
+__all__ = ["PreferenceModule", "TextPreferenceModule"]
 
 
 def __getattr__(name: str) -> Any:

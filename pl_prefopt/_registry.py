@@ -1,0 +1,75 @@
+"""Classes that a configuration may call by their bare names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
+
+from pl_prefopt.configurable import Configurable
+from pl_prefopt.datamodules import TokenizerBuilder
+from pl_prefopt.objectives import Objective
+from pl_prefopt.policies import PolicyBuilder
+from pl_prefopt.references import Reference
+
+PACKAGES = ("modules", "datamodules", "callbacks", "objectives", "policies", "references", "judges")
+EXTRAS = {"Image": ("image", "diffusers")}
+"""How the class names of a modality begin -> (extra, the package that tells whether it is installed)."""
+
+FAMILIES: dict[str, type] = {
+    "model": pl.LightningModule,
+    "data": pl.LightningDataModule,
+    "callbacks": pl.Callback,
+    "logger": Logger,
+    "strategy": Strategy,
+    "optimizer": torch.optim.Optimizer,
+    "lr_scheduler": torch.optim.lr_scheduler.LRScheduler,
+    "objective": Objective,
+    "policy": PolicyBuilder,
+    "reference": Reference,
+    "inner": Reference,
+    "tokenizer": TokenizerBuilder,
+}
+"""Last part of a key -> base of the classes that it takes."""
+
+
+def import_classes() -> None:
+    """Import the public classes; modalities whose extra is not installed are left out."""
+    absent = tuple(start for start, (_, package) in EXTRAS.items() if not installed(package))
+    for package in (importlib.import_module(f"pl_prefopt.{name}") for name in PACKAGES):
+        for name in getattr(package, "__all__", ()):
+            if not name.startswith(absent):
+                getattr(package, name)
+
+
+def known_classes(key: str) -> set[str]:
+    """Names of the classes that fit a key such as `model.objective`; all known ones where the key does not tell."""
+    base = FAMILIES.get(key.rpartition(".")[2])
+    bases = [base] if base else [Configurable, *FAMILIES.values()]
+    usable = {c for b in bases for c in _below(b) if not inspect.isabstract(c) and c not in bases}
+    return {c.__name__ for c in usable if not c.__name__.startswith("_")}
+
+
+def missing_extra(name: str) -> tuple[str, str] | None:
+    """(extra, package) that a class comes with, where it is not installed."""
+    for start, (extra, package) in EXTRAS.items():
+        if name.startswith(start) and not installed(package):
+            return extra, package
+    return None
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def _below(base: type) -> set[type]:
+    found = {base}
+    for sub in base.__subclasses__():
+        found |= _below(sub)
+    return found
