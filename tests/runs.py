@@ -12,20 +12,29 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.modules.checkpoints import trainable_tensors
 from pl_prefopt.references import AdapterCopy, AutoReference, CachedReference, FrozenCopy
+from pl_prefopt.sharding import whole
 from tests.tiny import QWEN2, tiny_lm
 
 ROOT = Path(__file__).parent.parent
+STRATEGIES: dict[str, Callable[[], Any]] = {
+    "ddp": lambda: "ddp",
+    "fsdp2": lambda: ModelParallelStrategy(
+        data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", save_distributed_checkpoint=False
+    ),
+}
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"policy": tiny_lm(), "reference": AutoReference()},
     "lora": {"policy": tiny_lm(lora=True), "reference": AutoReference()},
@@ -91,7 +100,7 @@ def run(folder: Path, options: dict[str, Any]) -> None:
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=STRATEGIES[options.get("strategy", "ddp")]() if devices > 1 else "auto",
         max_epochs=2,
         accumulate_grad_batches=options.get("accumulate", 1),
         callbacks=callbacks,
@@ -102,8 +111,9 @@ def run(folder: Path, options: dict[str, Any]) -> None:
         num_sanity_val_steps=0,
     )
     trainer.fit(module, datamodule=data, ckpt_path=options.get("resume"))
+    tensors = {k: whole(v) for k, v in trainable_tensors(module).items()}
     if trainer.is_global_zero:
-        torch.save({k: v.detach().clone() for k, v in trainable_tensors(module).items()}, folder / "weights.pt")
+        torch.save({k: v.detach().clone() for k, v in tensors.items()}, folder / "weights.pt")
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         (folder / "metrics.json").write_text(json.dumps(values))
 

@@ -73,4 +73,9 @@ def test_keyed_seeds_depend_on_every_key_and_on_nothing_else() -> None:
     a = torch.randn(3, generator=keyed_generator(0, "noise", 5))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(a, torch.randn(3, generator=keyed_generator(0, "noise", 5)))
-    assert len({derive_seed(0, "noise", 5), derive_seed(1, "noise", 5), derive_seed(0, "x", 5), derive_seed(0, "noise", 6)}) == 4
+    assert (
+        len(
+            {derive_seed(0, "noise", 5), derive_seed(1, "noise", 5), derive_seed(0, "x", 5), derive_seed(0, "noise", 6)}
+        )
+        == 4
+    )

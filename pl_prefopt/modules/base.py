@@ -20,6 +20,7 @@ from pl_prefopt.policies.base import FromCallable, PolicyBuilder
 from pl_prefopt.references import NoReference, Reference
 from pl_prefopt.scores import PairScores
 from pl_prefopt.seeding import derive_seed
+from pl_prefopt.sharding import shard
 
 Batch = dict[str, Any]
 
@@ -121,6 +122,16 @@ class PreferenceModule(pl.LightningModule):
         self.policy = policy
         if self.needs_reference:
             self.reference = self.reference_config.build(policy)
+        self._shard()
+
+    def _shard(self) -> None:
+        """Under ModelParallelStrategy: shard policy and reference, each on its own."""
+        if self.device_mesh is None:
+            return
+        frozen = getattr(self.reference, "network", None)
+        for network in (self.policy, frozen):
+            if isinstance(network, nn.Module):
+                shard(network, self.device_mesh)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The injected optimizer over trainable parameters only; the schedule advances by optimizer steps."""
@@ -216,7 +227,7 @@ class PreferenceModule(pl.LightningModule):
         for i, name in enumerate(self.eval_names(stage)):
             values = self.metrics[f"{stage}{i}"].compute()  # type: ignore[operator]
             prefix = stage if not name else f"{stage}/{name}"
-            self.log_dict({f"{prefix}/{k}": v.to(self.device) for k, v in values.items()}, rank_zero_only=False)
+            self.log_dict({f"{prefix}/{k}": v.to(self.device) for k, v in values.items()}, sync_dist=True)
 
     def eval_names(self, stage: str) -> list[str]:
         """One name per evaluation set; the only one is nameless, so its metrics are `val/accuracy` and so on."""

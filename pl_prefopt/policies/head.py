@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.layout import Rows, Tokens, separate_rows, shared_prefix_rows
 from pl_prefopt.logprobs import Head
+from pl_prefopt.sharding import whole
 
 
 def causal_lm(network: nn.Module) -> Any:
@@ -58,16 +59,12 @@ def output_head(network: nn.Module) -> Head:
     scale = getattr(config, "logit_scale", None) or 1.0
     if getattr(config, "logits_scaling", None):
         scale = 1.0 / config.logits_scaling
-    return Head(_local(layer.weight), _local(getattr(layer, "bias", None)), scale, config_cap(config))
+    return Head(whole(layer.weight), whole(getattr(layer, "bias", None)), scale, config_cap(config))
 
 
 def config_cap(config: Any) -> float | None:
     """Bound of the logits in a configuration (Gemma 2), None where there is none."""
     return getattr(config, "final_logit_softcapping", None)
-
-
-def _local(parameter: Any) -> Any:
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def _probe(network: nn.Module) -> Tokens:

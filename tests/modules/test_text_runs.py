@@ -26,10 +26,11 @@ def test_killed_and_resumed_run_ends_with_the_same_bits(kind: str, tmp_path: Pat
     assert runs.metrics(tmp_path / "whole") == runs.metrics(tmp_path / "cut")
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("strategy", "kind"), [("ddp", "full"), ("fsdp2", "full"), ("fsdp2", "lora")])
+def test_two_processes_equal_one(strategy: str, kind: str, tmp_path: Path) -> None:
     """Two ranks of batch 2 against one process of batch 4: same rows a step, an odd evaluation set of 7 rows."""
-    runs.start(tmp_path / "one", batch_size=4)
-    runs.start(tmp_path / "two", batch_size=2, devices=2)
+    runs.start(tmp_path / "one", batch_size=4, kind=kind)
+    runs.start(tmp_path / "two", batch_size=2, devices=2, strategy=strategy, kind=kind)
     one, two = runs.weights(tmp_path / "one"), runs.weights(tmp_path / "two")
     for key, value in one.items():
         torch.testing.assert_close(value, two[key], rtol=0, atol=5e-5)

@@ -1,0 +1,37 @@
+"""Fully sharded data parallel (FSDP2): what `ModelParallelStrategy` asks a module to do itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def shard(network: nn.Module, mesh: Any) -> None:
+    """Shard `network` in place over the data-parallel dimension of `mesh`: each block, the backbone, the output layer.
+
+    Backbone and output layer are roots of their own, because hidden states are read from the one and log-probabilities
+    are taken from the weight of the other without calling the model as a whole.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    data_mesh = mesh["data_parallel"]
+    model: Any = getattr(network, "get_base_model", lambda: network)()
+    backbone = getattr(model, "base_model", model)
+    for stack in (m for m in backbone.modules() if isinstance(m, nn.ModuleList)):
+        for block in stack:
+            fully_shard(block, mesh=data_mesh)
+    fully_shard(backbone, mesh=data_mesh)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None and not hasattr(head.weight, "full_tensor"):
+        fully_shard(head, mesh=data_mesh)
+
+
+def whole(parameter: Any) -> Any:
+    """The whole of a parameter that may be sharded; its gradient is averaged over ranks on the way back."""
+    if not hasattr(parameter, "full_tensor"):
+        return parameter
+    from torch.distributed.tensor import Partial
+
+    full: Tensor = parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
+    return full
