@@ -47,7 +47,7 @@ def modpo_weights(weights: Tensor | list[float], margins: int) -> Tensor:
     """
     values = [float(w) for w in weights]
     shown = ", ".join(f"{v:g}" for v in values)
-    if len(values) != margins + 1:
+    if not values or len(values) != margins + 1:
         raise ValueError(f"weights must be (1 + M,) = ({margins + 1},) for M = {margins} margins, got {shown}")
     if not (all(v >= 0 for v in values) and values[0] > 0):
         raise ValueError(f"weights must not be negative and the first must be > 0, got {shown}")

@@ -1,8 +1,9 @@
 """Objectives: what YAML names in `objective:`."""
 
 from pl_prefopt.objectives.base import Objective
-from pl_prefopt.objectives.lists import ADPO, IRPO, MODPO, PlackettLuce, SoftmaxDPO, list_targets
-from pl_prefopt.objectives.mixture import SFT, WPO, Mixture
+from pl_prefopt.objectives.lists import ADPO, IRPO, PlackettLuce, SoftmaxDPO
+from pl_prefopt.objectives.mixture import WPO, Mixture
+from pl_prefopt.objectives.multi import MODPO
 from pl_prefopt.objectives.pairwise import (
     BCO,
     DPO,
@@ -12,7 +13,6 @@ from pl_prefopt.objectives.pairwise import (
     IPO,
     LDDPO,
     NCA,
-    ORPO,
     SPPO,
     TDPO,
     APODown,
@@ -21,8 +21,9 @@ from pl_prefopt.objectives.pairwise import (
     Hinge,
     NormalizedDPO,
     RobustDPO,
-    SimPO,
 )
+from pl_prefopt.objectives.reference_free import ORPO, SFT, SimPO
+from pl_prefopt.objectives.targets import list_targets
 
 __all__ = [
     "ADPO",

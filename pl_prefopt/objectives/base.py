@@ -20,16 +20,14 @@ class Objective(Configurable):
     """
 
     needs: frozenset[str] = frozenset({"reference", "rejected"})
+    """What a module must provide."""
     beta: float = 1.0
+    reads_logratios: bool = True
+    """False where the loss brings its own token reduction (SFT, SimPO, ORPO): it can join any mixture."""
 
     @abstractmethod
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss, unreduced."""
-
-    @property
-    def reduction(self) -> str:
-        """Name of the way in which `reduce_tokens` reduces; objectives of one mixture must agree on it."""
-        return "sum"
 
     def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
         """Reduce token log-probabilities (B, K, T) to (B, K); the same for policy and reference. Default: the sum."""
@@ -62,7 +60,7 @@ def check_beta(beta: float) -> float:
     return beta
 
 
-def column(scores: PairScores, name: str, why: str) -> Tensor:
+def column(scores: PairScores, name: str, who: Objective) -> Tensor:
     """A data column that the objective cannot do without.
 
     Raises:
@@ -70,5 +68,34 @@ def column(scores: PairScores, name: str, why: str) -> Tensor:
     """
     value = scores.extra.get(name)
     if value is None:
-        raise ValueError(f"{why} needs the data column {name!r}, which this batch does not have")
+        have = ", ".join(sorted(scores.extra)) or "none"
+        raise ValueError(
+            f"{type(who).__name__} needs the data column {name!r}, which this batch does not have (its columns: "
+            f"{have}); add it to every row, or choose another objective"
+        )
     return value
+
+
+def given(scores: PairScores, name: str, who: Objective) -> Tensor:
+    """An optional part of the scores that the objective cannot do without.
+
+    Raises:
+        ValueError: the module did not fill it in.
+    """
+    value = getattr(scores, name)
+    if value is None:
+        raise ValueError(
+            f"{type(who).__name__} needs scores.{name}, which is None; a module fills in what "
+            "`objective.needs` names, if its modality has it"
+        )
+    return value
+
+
+def policy_sums(scores: PairScores, who: Objective) -> Tensor:
+    """(B, K) plain token sums of the policy's log-probabilities."""
+    return given(scores, "logps", who) if scores.sum_logps is None else scores.sum_logps
+
+
+def policy_means(scores: PairScores, who: Objective) -> Tensor:
+    """(B, K) policy log-probability per token."""
+    return policy_sums(scores, who) / given(scores, "lengths", who).clamp(min=1)

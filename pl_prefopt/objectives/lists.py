@@ -1,9 +1,6 @@
-"""Objectives on lists, on soft labels, and on several rewards."""
+"""Objectives on lists and on soft labels."""
 
 from __future__ import annotations
-
-import math
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +8,7 @@ from torch import Tensor
 from pl_prefopt import losses
 from pl_prefopt.losses._checks import choice, positive, within
 from pl_prefopt.objectives.base import Objective, check_average, check_beta, column, reduce_by
+from pl_prefopt.objectives.targets import TARGETS, list_targets
 from pl_prefopt.scores import PairScores
 
 
@@ -33,7 +31,7 @@ class SoftmaxDPO(Objective):
 
 
 class PlackettLuce(Objective):
-    """`plackett_luce_loss` of beta * log-ratios in the order of the `relevance` column; lists of one length.
+    """`plackett_luce_loss` of beta * log-ratios in the order of the `relevance` column.
 
     Args:
         beta: > 0.
@@ -46,10 +44,8 @@ class PlackettLuce(Objective):
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""
-        if scores.mask is not None and not bool(scores.mask.all()):
-            raise ValueError("PlackettLuce needs lists of one length; this batch is ragged. IRPO takes ragged lists.")
-        relevance = column(scores, "relevance", "PlackettLuce")
-        return losses.plackett_luce_loss(self.beta * scores.logratios, relevance)
+        relevance = column(scores, "relevance", self)
+        return losses.plackett_luce_loss(self.beta * scores.logratios, relevance, mask=scores.mask)
 
 
 class IRPO(Objective):
@@ -72,11 +68,6 @@ class IRPO(Objective):
         self.items = items
         self.average = check_average(average)
 
-    @property
-    def reduction(self) -> str:
-        """As `average` says."""
-        return self.average
-
     def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
         """Sum or mean, as `average` says."""
         return reduce_by(self.average, values, mask)
@@ -86,7 +77,7 @@ class IRPO(Objective):
         r = scores.logratios
         ranks = scores.extra.get("ranks", torch.arange(1, r.shape[1] + 1, device=r.device, dtype=r.dtype).expand_as(r))
         return losses.irpo_loss(
-            r, column(scores, "relevance", "IRPO"), ranks,
+            r, column(scores, "relevance", self), ranks,
             beta=self.beta, mask=scores.mask, opponents=self.opponents, items=self.items,
         )  # fmt: skip
 
@@ -131,70 +122,3 @@ class ADPO(Objective):
             mask = torch.ones_like(scores.logratios, dtype=torch.bool) if scores.mask is None else scores.mask
             q = list_targets(scores.extra["relevance"], mask, kind=self.targets, beta_r=self.beta_r)
         return losses.adpo_listwise_loss(scores.logratios, q.to(scores.logratios), tau=self.tau, mask=scores.mask)
-
-
-def list_targets(rewards: Tensor, mask: Tensor, *, kind: str, beta_r: float) -> Tensor:
-    """(B, K) target distributions over each list's real items, as `ADPO` describes them."""
-    values = TARGETS[kind](rewards.double(), mask)
-    temperature = 1.0 if kind == "hard" else beta_r
-    return (values / temperature).masked_fill(~mask, float("-inf")).softmax(-1)
-
-
-def _moments(rewards: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    count = mask.sum(-1, keepdim=True)
-    mean = (rewards * mask).sum(-1, keepdim=True) / count
-    variance = ((rewards - mean).square() * mask).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
-    return mean, variance.sqrt()
-
-
-def _zscore(rewards: Tensor, mask: Tensor) -> Tensor:
-    mean, std = _moments(rewards, mask)
-    return (rewards - mean) / (std + 1e-8)
-
-
-def _hard(rewards: Tensor, mask: Tensor) -> Tensor:
-    best = rewards.masked_fill(~mask, float("-inf")).amax(-1, keepdim=True)
-    return torch.where(rewards == best, 0.0, float("-inf")).to(rewards.dtype)
-
-
-def _kde(rewards: Tensor, mask: Tensor) -> Tensor:
-    _, std = _moments(rewards, mask)
-    spread = rewards.masked_fill(~mask, float("nan")).nanquantile(torch.tensor([0.25, 0.75]).to(rewards), dim=-1)
-    robust = ((spread[1] - spread[0]) / 1.34)[:, None]
-    width = torch.where(robust > 0, torch.minimum(std, robust), std).clamp(min=1e-8)
-    width = 0.9 * width * mask.sum(-1, keepdim=True).double().pow(-0.2)
-    steps = (rewards[:, :, None] - rewards[:, None, :]) / width[..., None]
-    cdf = 0.5 * (1 + torch.erf(steps / math.sqrt(2)))
-    return (cdf * mask[:, None, :]).sum(-1) / mask.sum(-1, keepdim=True)
-
-
-TARGETS = {"softmax": lambda rewards, mask: rewards, "zscore": _zscore, "hard": _hard, "kde": _kde}
-
-
-class MODPO(Objective):
-    """`modpo_loss` with the `margins` column (B, K, M): rewards of the other objectives for each sample.
-
-    Args:
-        weights: (1 + M) numbers, not negative, sum 1; the first, > 0, belongs to the labels.
-        beta: > 0.
-    """
-
-    needs: ClassVar[frozenset[str]] = Objective.needs | {"margins"}
-
-    def __init__(self, weights: list[float], beta: float = 0.1) -> None:
-        self.beta = check_beta(beta)
-        losses.modpo_weights(weights, len(weights) - 1)
-        self.weights = weights
-
-    def __call__(self, scores: PairScores) -> Tensor:
-        """(B,) loss."""
-        margins = column(scores, "margins", "MODPO")
-        return losses.modpo_loss(
-            scores.chosen, scores.rejected, margins[:, 0], margins[:, 1],
-            weights=torch.tensor(self.weights), beta=self.beta,
-        )  # fmt: skip
-
-    def rewards(self, scores: PairScores) -> Tensor:
-        """R = (beta r - sum_i w_i m_i) / w_0, which the loss compares."""
-        other = column(scores, "margins", "MODPO") @ torch.tensor(self.weights[1:]).to(scores.logratios)
-        return ((self.beta * scores.logratios - other) / self.weights[0]).detach()

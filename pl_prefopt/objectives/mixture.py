@@ -1,88 +1,51 @@
-"""Likelihood of the chosen sample, and weighted sums of objectives."""
+"""Objectives made of objectives."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
-from pl_prefopt.objectives.base import Objective, check_average
+from pl_prefopt.objectives.base import Objective, given
 from pl_prefopt.scores import PairScores
-
-
-class SFT(Objective):
-    """Negative log-likelihood of the chosen sample alone; training reads neither the rejected one nor a reference.
-
-    -log pi(y_w|x), as a mean over the tokens of each pair or as their sum; then the mean over pairs. So eight batches
-    of one equal one batch of eight, unlike a mean over all tokens of a micro-batch (TRL).
-
-    Args:
-        average: "mean" or "sum" over tokens.
-    """
-
-    needs = frozenset({"logps", "lengths"})
-
-    def __init__(self, average: str = "mean") -> None:
-        self.average = check_average(average)
-
-    def __call__(self, scores: PairScores) -> Tensor:
-        """(B,) loss."""
-        assert scores.sum_logps is not None
-        assert scores.lengths is not None
-        total = -scores.sum_logps[:, 0]
-        return total / scores.lengths[:, 0].clamp(min=1) if self.average == "mean" else total
-
-    def rewards(self, scores: PairScores) -> Tensor:
-        """Log-probability per token."""
-        assert scores.sum_logps is not None
-        assert scores.lengths is not None
-        return scores.sum_logps.detach() / scores.lengths.clamp(min=1)
 
 
 class Mixture(Objective):
     """sum_i w_i objective_i, e.g. DPO + SFT; rewards are those of the first objective.
 
+    Parts that read log-ratios share one forward pass, so they must reduce tokens alike (IPO(average="mean") beside
+    NormalizedDPO, not beside DPO). Parts that bring their own reduction (SFT, SimPO, ORPO) join any mixture.
+
     Args:
         objectives: the parts, the first of which names the reward.
-        weights: one finite number >= 0 per part; None weighs all by 1.
+        weights: one finite number >= 0 per part, not all 0; None weighs all by 1.
 
     Raises:
-        ValueError: no part, weights of another count or below zero, or parts that reduce tokens in different ways (a
-            likelihood term next to them is fine: it brings its own).
+        ValueError: no part, weights of another count or below zero, parts that reduce tokens in different ways.
     """
 
     def __init__(self, objectives: list[Objective], weights: list[float] | None = None) -> None:
         if not objectives:
-            raise ValueError("objectives must hold at least one objective")
-        if weights is not None and (len(weights) != len(objectives) or not all(0 <= w < float("inf") for w in weights)):
-            raise ValueError(f"weights must be {len(objectives)} finite numbers >= 0, got {weights}")
+            raise ValueError("objectives must hold at least one objective, got []")
+        if weights is not None and (len(weights) != len(objectives) or not all(0 <= w < math.inf for w in weights)):
+            raise ValueError(f"weights must be {len(objectives)} finite numbers >= 0, one per objective, got {weights}")
+        if weights is not None and not any(weights):
+            raise ValueError(f"weights must not all be 0, got {weights}")
         self.objectives = objectives
         self.weights = weights
-        ratios = [o for o in objectives if not isinstance(o, SFT)]
-        for other in ratios[1:]:
-            if other.reduction != ratios[0].reduction:
-                raise ValueError(
-                    f"{type(ratios[0]).__name__} and {type(other).__name__} reduce token log-probabilities in "
-                    f"different ways ({ratios[0].reduction}, {other.reduction}), so they cannot share one forward pass"
-                )
-        self._leading = (ratios or objectives)[0]
-        self.beta = self._leading.beta
-        self.needs = frozenset().union(*(o.needs for o in objectives))
-
-    @property
-    def reduction(self) -> str:
-        """That of the parts that use log-ratios."""
-        return self._leading.reduction
+        self._leading = _common_reduction(objectives)
+        self.reads_logratios = self._leading.reads_logratios
+        self.needs = frozenset[str]().union(*(o.needs for o in objectives))
 
     def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
-        """As the parts that use log-ratios do."""
+        """As the parts that read log-ratios do."""
         return self._leading.reduce_tokens(values, mask)
 
     def __call__(self, scores: PairScores) -> Tensor:
-        """(B,) weighted sum."""
+        """(B,) weighted sum; a part of weight 0 is not computed."""
         weights = self.weights or [1.0] * len(self.objectives)
-        total = weights[0] * self.objectives[0](scores)
-        for weight, objective in zip(weights[1:], self.objectives[1:], strict=True):
-            total = total + weight * objective(scores)
-        return total
+        return torch.stack([w * part(scores) for w, part in zip(weights, self.objectives, strict=True) if w]).sum(0)
 
     def rewards(self, scores: PairScores) -> Tensor:
         """Those of the first part."""
@@ -92,25 +55,21 @@ class Mixture(Objective):
 class WPO(Objective):
     """Another objective, each pair weighted by how likely its tokens are under the policy (WPO, 2406.11827).
 
-    weight = sg[w_w w_l], w = exp(mean_t(log p_t - log sum_v p_v^2)). TRL clamped the product at 1 until 0.28.
+    weight = sg[w_w w_l], w = exp(mean_t(log p_t - log sum_v p_v^2)), can exceed 1 (1.98 a side for p = [.5, ...]). TRL
+    clamped the product at 1 until 0.28. Wrap one part of a mixture to leave its other parts unweighted.
 
     Args:
         objective: what is weighted.
-        clamp: upper bound of the product; None leaves it unbounded (1.98 per side was seen for p = [.5, ...]).
+        clamp: upper bound of the product, > 0; None leaves it unbounded.
     """
 
     def __init__(self, objective: Objective, clamp: float | None = None) -> None:
         if clamp is not None and not clamp > 0:
-            raise ValueError(f"clamp must be > 0 or None, got {clamp}")
+            raise ValueError(f"clamp must be a number > 0 or None, got {clamp}")
         self.objective = objective
         self.clamp = clamp
-        self.beta = objective.beta
-        self.needs = objective.needs | {"collision"}
-
-    @property
-    def reduction(self) -> str:
-        """That of the inner objective."""
-        return self.objective.reduction
+        self.reads_logratios = objective.reads_logratios
+        self.needs = objective.needs | {"rejected", "collision"}
 
     def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
         """As the inner objective does."""
@@ -118,11 +77,24 @@ class WPO(Objective):
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""
-        assert scores.collision is not None
-        weight = scores.collision.detach().sum(-1).exp()
+        weight = given(scores, "collision", self).detach().sum(-1).exp()
         weight = weight if self.clamp is None else weight.clamp(max=self.clamp)
         return weight * self.objective(scores)
 
     def rewards(self, scores: PairScores) -> Tensor:
         """Those of the inner objective."""
         return self.objective.rewards(scores)
+
+
+def _common_reduction(objectives: list[Objective]) -> Objective:
+    """The first part that reads log-ratios, after checking on an example that all such parts reduce tokens alike."""
+    readers = [o for o in objectives if o.reads_logratios] or objectives[:1]
+    values = torch.tensor([[[2.0, 3.0, 5.0, 7.0], [11.0, 13.0, 0.0, 0.0]]])
+    first = readers[0].reduce_tokens(values, values > 0)
+    for other in readers[1:]:
+        if not torch.allclose(other.reduce_tokens(values, values > 0), first):
+            raise ValueError(
+                f"objectives: {readers[0]!r} and {other!r} reduce token log-probabilities in different ways, so they "
+                "cannot share one forward pass; give both the same `average`, or train with one of them"
+            )
+    return readers[0]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from torch import Tensor
 
 from pl_prefopt import losses
-from pl_prefopt.losses._checks import choice, positive, within
+from pl_prefopt.losses._checks import choice, within
 from pl_prefopt.losses.divergence import DIVERGENCES
-from pl_prefopt.objectives.base import Objective, check_average, check_beta, reduce_by, token_mean
+from pl_prefopt.objectives.base import Objective, check_average, check_beta, given, reduce_by, token_mean
 from pl_prefopt.scores import PairScores
 
 
@@ -25,6 +26,7 @@ class DPO(Objective):
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0, margin: float = 0.0) -> None:
         self.beta = check_beta(beta)
         within("label_smoothing", label_smoothing, 0.0, 0.5, open_high=True)
+        within("margin", margin, -math.inf, math.inf)
         self.label_smoothing = label_smoothing
         self.margin = margin
 
@@ -38,11 +40,6 @@ class DPO(Objective):
 
 class NormalizedDPO(DPO):
     """DPO on log-ratios per token: Tulu 3's normalised DPO, TRL's sigmoid_norm. Unlike SimPO it has a reference."""
-
-    @property
-    def reduction(self) -> str:
-        """Mean over tokens."""
-        return "mean"
 
     def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
         """Mean over tokens."""
@@ -66,11 +63,6 @@ class LDDPO(DPO):
         within("alpha", alpha, 0.0, 1.0)
         self.alpha = alpha
 
-    @property
-    def reduction(self) -> str:
-        """Depends on alpha."""
-        return f"length-desensitized {self.alpha}"
-
     def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
         """Length-desensitised sum over each sample's tokens."""
         shared = mask.sum(-1).amin(-1, keepdim=True).expand(mask.shape[:2])
@@ -92,11 +84,6 @@ class IPO(Objective):
     def __init__(self, beta: float = 0.1, average: str = "sum") -> None:
         self.beta = check_beta(beta)
         self.average = check_average(average)
-
-    @property
-    def reduction(self) -> str:
-        """As `average` says."""
-        return self.average
 
     def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
         """Sum or mean, as `average` says."""
@@ -160,6 +147,7 @@ class BCO(Objective):
 
     def __init__(self, beta: float = 0.1, delta: float = 0.0) -> None:
         self.beta = check_beta(beta)
+        within("delta", delta, -math.inf, math.inf)
         self.delta = delta
 
     def __call__(self, scores: PairScores) -> Tensor:
@@ -233,7 +221,7 @@ class DPOP(Objective):
 
     def __init__(self, beta: float = 0.1, penalty: float = 5.0) -> None:
         self.beta = check_beta(beta)
-        within("penalty", penalty, 0.0, float("inf"), open_high=True)
+        within("penalty", penalty, 0.0, math.inf, open_high=True)
         self.penalty = penalty
 
     def __call__(self, scores: PairScores) -> Tensor:
@@ -254,23 +242,22 @@ class TDPO(Objective):
 
     def __init__(self, beta: float = 0.1, alpha: float = 0.5, variant: str = "tdpo2") -> None:
         self.beta = check_beta(beta)
-        within("alpha", alpha, 0.0, float("inf"), open_high=True)
+        within("alpha", alpha, 0.0, math.inf, open_high=True)
         choice("variant", variant, ("tdpo2", "tdpo1"))
         self.alpha = alpha
         self.variant = variant
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""
-        assert scores.kl is not None
+        kl = given(scores, "kl", self)
         return losses.tdpo_loss(
-            scores.chosen, scores.rejected, scores.kl[:, 0], scores.kl[:, 1],
+            scores.chosen, scores.rejected, kl[:, 0], kl[:, 1],
             beta=self.beta, alpha=self.alpha, variant=self.variant,
         )  # fmt: skip
 
     def rewards(self, scores: PairScores) -> Tensor:
         """Beta * (log-ratio + sequential KL), as the official code logs."""
-        assert scores.kl is not None
-        return self.beta * (scores.logratios + scores.kl).detach()
+        return self.beta * (scores.logratios + given(scores, "kl", self)).detach()
 
 
 class FDPO(Objective):
@@ -298,59 +285,3 @@ class FDPO(Objective):
     def rewards(self, scores: PairScores) -> Tensor:
         """Beta * s(r), the reward that the loss compares."""
         return self.beta * losses.f_score(scores.logratios.detach(), divergence=self.divergence, alpha=self.alpha)
-
-
-class SimPO(Objective):
-    """`simpo_loss`; reference-free, reward = beta * log-probability per token.
-
-    Args:
-        beta: > 0.
-        gamma: target margin in units of reward.
-    """
-
-    needs = frozenset({"rejected", "logps", "lengths"})
-
-    @property
-    def reduction(self) -> str:
-        """Mean over tokens."""
-        return "mean"
-
-    def __init__(self, beta: float = 2.0, gamma: float = 0.5) -> None:
-        self.beta = check_beta(beta)
-        within("gamma", gamma, 0.0, float("inf"), open_high=True)
-        self.gamma = gamma
-
-    def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Mean over tokens."""
-        return token_mean(values, mask)
-
-    def __call__(self, scores: PairScores) -> Tensor:
-        """(B,) loss."""
-        return losses.simpo_loss(scores.chosen, scores.rejected, beta=self.beta, gamma=self.gamma)
-
-
-class ORPO(Objective):
-    """`orpo_loss`; reference-free, reward = beta * log-probability per token.
-
-    Args:
-        beta: the paper's lambda, > 0.
-    """
-
-    needs = SimPO.needs
-
-    @property
-    def reduction(self) -> str:
-        """Mean over tokens."""
-        return "mean"
-
-    def __init__(self, beta: float = 0.1) -> None:
-        positive("beta", beta)
-        self.beta = beta
-
-    def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Mean over tokens."""
-        return token_mean(values, mask)
-
-    def __call__(self, scores: PairScores) -> Tensor:
-        """(B,) loss."""
-        return losses.orpo_loss(scores.chosen, scores.rejected, beta=self.beta)
