@@ -24,7 +24,7 @@ quickstart: environment
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pl_prefopt.demo text-dpo
 
 test: environment
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 lint: environment
 	@$(BIN)/ruff check .
