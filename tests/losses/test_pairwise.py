@@ -172,3 +172,14 @@ def test_per_pair_margins() -> None:
     out = losses.dpo_loss(chosen, rejected, margin=margins)
     # l(.15), l(-.2), l(0)
     torch.testing.assert_close(out, torch.tensor([0.620957, 0.798139, 0.693147], dtype=F64), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("x", [19.9, 20.1, 25.0, -20.1])
+def test_no_digit_is_lost_where_the_sigmoid_saturates(x: float) -> None:
+    margin = torch.tensor([-x], dtype=F64, requires_grad=True)
+    loss = losses.dpo_loss(margin, torch.zeros(1, dtype=F64), beta=1.0)
+    torch.testing.assert_close(
+        loss, torch.tensor([math.log1p(math.exp(-abs(x))) + max(x, 0.0)], dtype=F64), atol=0, rtol=1e-15
+    )
+    (slope,) = torch.autograd.grad(loss.sum(), margin)
+    torch.testing.assert_close(slope, torch.tensor([-1 / (1 + math.exp(-x))], dtype=F64), atol=0, rtol=1e-15)
