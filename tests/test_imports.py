@@ -75,7 +75,9 @@ def test_imports_point_one_way_and_to_one_lightning(path: Path) -> None:
     if where.startswith("callbacks/") or "/callbacks/" in where:
         forbidden += ["pl_prefopt.modules", "pl_prefopt.datamodules"]
     core = not where.startswith(("callbacks", "datamodules", "pl_prefopt/callbacks", "pl_prefopt/datamodules"))
-    if core and not where.startswith(("pl_prefopt/_registry", "pl_prefopt/cli", "pl_prefopt/demo")):
+    if core and not where.startswith(
+        ("pl_prefopt/__init__", "pl_prefopt/_registry", "pl_prefopt/cli", "pl_prefopt/demo")
+    ):
         forbidden += ["pl_prefopt.callbacks", "pl_prefopt.datamodules"]
     if where.startswith("pl_prefopt/losses"):
         forbidden += ["lightning", "pl_prefopt.objectives", "pl_prefopt.modules"]
