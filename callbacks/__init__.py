@@ -1,9 +1,21 @@
 """Callbacks that every modality shares, and that work in a LightningModule of your own."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pl_prefopt._lazy import exports
+
 if __name__ != "pl_prefopt.callbacks":
-    raise ImportError("import pl_prefopt.callbacks instead of callbacks: two copies of one class would not be equal")
+    raise ImportError(
+        "import pl_prefopt.callbacks instead of callbacks: two copies of one class would not recognise each other"
+    )
 
-from pl_prefopt.callbacks.adapter_export import AdapterExport
-from pl_prefopt.callbacks.reference_sync import ReferenceSync
+if TYPE_CHECKING:
+    from pl_prefopt.callbacks.adapter_export import AdapterExport
+    from pl_prefopt.callbacks.reference_sync import ReferenceSync
 
+_HOMES = {"AdapterExport": "adapter_export", "ReferenceSync": "reference_sync"}
 __all__ = ["AdapterExport", "ReferenceSync"]
+
+__getattr__ = exports(__name__, _HOMES)

@@ -40,7 +40,9 @@ class AdapterExport(pl.Callback):
                 f"{type(pl_module).__name__} a method export(folder)"
             )
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Export beside a checkpoint."""
         if self.at_checkpoints and trainer.is_global_zero:
             self._export(trainer, pl_module, self._folder(trainer) / f"step-{trainer.global_step}")

@@ -1,6 +1,6 @@
 """What a callback may ask of a LightningModule: at most three members, checked by name in `setup`.
 
-`policy`: the network that trains. `pair_logratios(batch)`: log pi/pi_ref of the chosen and the rejected sample, (B,) each.
+`policy`: the network that trains. `pair_logratios(batch)`: log pi/pi_ref of chosen and rejected, (B,) each.
 `pair_hidden_states(batch)`: features that feed the policy's output layer, (B, T, D), with masks (B, T).
 """
 

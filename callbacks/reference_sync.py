@@ -60,11 +60,15 @@ class ReferenceSync(pl.Callback):
             for reference, policy in self._pairs(pl_module):
                 reference.lerp_(policy.to(reference.dtype), self.alpha)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Keep the reference where it stands."""
         checkpoint[self.state_key] = [ref.detach().clone() for ref, _ in self._pairs(pl_module)]
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Put the reference back."""
         saved = checkpoint.get(self.state_key)
         if saved is None:
