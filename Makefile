@@ -41,7 +41,7 @@ quickstart: environment
 	@$(RUN) -m pl_prefopt.demo text-dpo
 
 test: environment
-	@$(RUN) -m pytest -q
+	@$(RUN) -m pytest -q -n 2
 
 lint: environment
 	@$(RUN) -m ruff check .

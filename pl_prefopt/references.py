@@ -21,7 +21,7 @@ from pl_prefopt.adapters import (
     has_adapters,
 )
 from pl_prefopt.configurable import Configurable
-from pl_prefopt.policies.base import eval_mode
+from pl_prefopt.policies.base import PolicyBuilder, eval_mode
 
 
 class ReferenceNetwork(nn.Module):
@@ -115,6 +115,32 @@ class FrozenCopy(Reference):
         return _FrozenCopyNetwork(policy)
 
 
+class FrozenModel(Reference):
+    """Another network than the policy's start, e.g. a stronger model or an earlier stage, frozen.
+
+    Args:
+        model: its builder; vocabulary and kind of input must be the policy's.
+    """
+
+    def __init__(self, model: PolicyBuilder) -> None:
+        self.model = model
+
+    def build(self, policy: nn.Module) -> ReferenceNetwork:
+        """Build the network and compare its vocabulary with the policy's.
+
+        Raises:
+            ValueError: the two do not score the same tokens.
+        """
+        network = self.model()
+        own, other = _vocabulary(policy), _vocabulary(network)
+        if own != other:
+            raise ValueError(
+                f"the reference {type(network).__name__} scores {other} tokens, the policy {type(policy).__name__} "
+                f"{own}; accepted: a reference of the policy's vocabulary"
+            )
+        return _FrozenCopyNetwork(network)
+
+
 class AdapterOff(Reference):
     """The policy's own network with its adapters switched off: no second network in memory."""
 
@@ -165,6 +191,12 @@ class CachedReference(Reference):
     def build(self, policy: nn.Module) -> ReferenceNetwork | None:
         """Build what will compute the values."""
         return self.inner.build(policy)
+
+
+def _vocabulary(network: nn.Module) -> int | None:
+    """Rows of the output layer, None for networks without one."""
+    layer = network.get_output_embeddings() if hasattr(network, "get_output_embeddings") else None  # pyright: ignore[reportCallIssue]
+    return None if layer is None else layer.weight.shape[0]
 
 
 def _require_adapters(policy: nn.Module, kind: str) -> None:

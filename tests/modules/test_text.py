@@ -12,7 +12,7 @@ from torch import nn
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.objectives import DPO, IPO, LDDPO, ORPO, SFT, TDPO, SimPO
 from pl_prefopt.policies import CausalLM
-from pl_prefopt.references import AdapterCopy, AdapterOff, FrozenCopy, NoReference
+from pl_prefopt.references import AdapterCopy, AdapterOff, FrozenCopy, FrozenModel, NoReference
 from tests.tiny import GPT2, QWEN2, collate, nudge, random_rows, tiny_lm
 
 DROPOUT_GPT2 = {**GPT2, "resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
@@ -188,6 +188,19 @@ def test_a_fixed_kind_of_reference_says_how_to_move() -> None:
     module = built(tiny_lm(lora=True), reference=AdapterOff())
     with pytest.raises(ValueError, match="AdapterCopy"):
         module.reference.pairs(module.policy)  # type: ignore[union-attr, operator]
+
+
+def test_another_model_can_be_the_reference() -> None:
+    module = built(reference=FrozenModel(tiny_lm(seed=3)))
+    scores = module.score(collate(random_rows(3)))
+    assert scores.logratios.abs().max() > 0
+    own = built(tiny_lm(seed=3), reference=NoReference()).score(collate(random_rows(3)))
+    torch.testing.assert_close(scores.ref_logps, own.logps, rtol=0, atol=1e-5)
+
+
+def test_a_reference_of_another_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match="scores 50 tokens, the policy Qwen2ForCausalLM 61"):
+        built(reference=FrozenModel(tiny_lm(config={**QWEN2, "vocab_size": 50})))
 
 
 def test_adapter_references_need_adapters() -> None:
