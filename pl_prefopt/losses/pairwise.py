@@ -1,7 +1,9 @@
 """Losses of a chosen and a rejected log-ratio.
 
-Legend: r_w = `chosen`, r_l = `rejected` (B,) in nats; z = r_w - r_l; l(x) = -log sigmoid(x) = softplus(-x). Every
-function returns (B,), unreduced, finite for |r| up to 1e4 and twice differentiable.
+Legend: r_w = `chosen`, r_l = `rejected`, both (B,) in nats, token sums unless said; z = r_w - r_l; beta > 0 is an
+inverse temperature; l(x) = -log sigmoid(x) = softplus(-x). Every function returns (B,), unreduced, finite for |r| up to
+1e4 and twice differentiable, float32 for half-precision input, and raises ValueError for shapes that differ, integer
+tensors, and a beta that is not a finite number > 0, besides what it lists.
 """
 
 from __future__ import annotations

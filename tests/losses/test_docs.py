@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 from pathlib import Path
 
 import pytest
 
 from pl_prefopt import losses, objectives
+from pl_prefopt.losses import pairwise
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "losses.md").read_text()
@@ -33,3 +35,9 @@ def test_every_test_that_the_deviations_name_exists() -> None:
     assert len(names) > 4
     for name in names:
         assert f"def {name}(" in sources
+
+
+def test_examples_in_docstrings() -> None:
+    result = doctest.testmod(pairwise)
+    assert result.attempted > 0
+    assert result.failed == 0
