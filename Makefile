@@ -28,12 +28,12 @@ $(PACKAGES):
 	@test "$$($(RUN) -c 'import sys; print(sys.version)' 2>/dev/null)" = "$$($(PYTHON) -c 'import sys; print(sys.version)')" \
 		|| $(PYTHON) -m venv --clear "$(VENV)"
 	@rm -f "$(VENV)"/made-from-* "$(VENV)"/project-*
-	@$(RUN) -m pip install -q -c constraints.txt -U "pip>=24" setuptools wheel
-	@$(RUN) -m pip install -q -c constraints.txt -e ".[test]" --config-settings editable_mode=compat
+	@$(RUN) -m pip install -qq -c constraints.txt -U "pip>=24" setuptools wheel
+	@$(RUN) -m pip install -qq -c constraints.txt -e ".[test]" --config-settings editable_mode=compat
 	@touch "$@"
 
 $(PROJECT): $(PACKAGES)
-	@$(RUN) -m pip install -q --no-deps --no-build-isolation -e . --config-settings editable_mode=compat
+	@$(RUN) -m pip install -qq --no-deps --no-build-isolation -e . --config-settings editable_mode=compat
 	@rm -f "$(VENV)"/project-*
 	@touch "$@"
 
