@@ -1,0 +1,70 @@
+"""Pictures of a run on the sentiment world."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+INK, ACCENT, WARM, SOFT = "#222222", "#1f6fb4", "#d1603d", "#9aa5ae"
+PANELS = (
+    ("reward", "Expected reward", "reward"),
+    ("kl", "KL(policy ‖ reference)", "nats"),
+    ("accuracy", "Held-out pairs ranked right", "share"),
+    ("length", "Expected length", "words"),
+)
+
+
+def reward_kl_figure(history: Sequence[Mapping[str, float]], best: Sequence[tuple[float, float]]) -> Figure:
+    """Reward against KL to the reference over a run, below the curve that no policy can cross.
+
+    Args:
+        history: rows with step, reward and kl, in order.
+        best: (KL, reward) of the optimal policies.
+    """
+    figure, axes = _canvas(1, 1, (6.4, 4.4))
+    ax = axes[0]
+    kls, rewards = [h["kl"] for h in history], [h["reward"] for h in history]
+    right = max(max(kls) * 1.25, 0.5)
+    inside = [(k, r) for k, r in best if k <= right]
+    ax.plot([k for k, _ in inside], [r for _, r in inside], color=SOFT, lw=2, label="best possible at each KL")
+    ax.fill_between([k for k, _ in inside], [r for _, r in inside], inside[-1][1] * 1.12, color=SOFT, alpha=0.12, lw=0)
+    ax.plot(kls, rewards, color=ACCENT, lw=1.5, marker="o", ms=4, label="this run")
+    ax.plot(kls[:1], rewards[:1], "o", color=INK, ms=8, label="before (the reference)")
+    ax.plot(kls[-1:], rewards[-1:], "o", color=WARM, ms=8, label=f"after {int(history[-1]['step'])} steps")
+    ax.set(xlabel="KL(policy ‖ reference), nats, exact", ylabel="expected reward, exact", xlim=(-0.03 * right, right))
+    ax.set_ylim(top=inside[-1][1] * 1.12)
+    ax.set_title("What the reward costs")
+    ax.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Reward, KL, held-out accuracy and length against the optimizer step."""
+    figure, axes = _canvas(2, 2, (8.4, 5.6))
+    for ax, (name, title, unit) in zip(axes, PANELS, strict=True):
+        points = [(h["step"], h[name]) for h in history if name in h]
+        ax.plot([p[0] for p in points], [p[1] for p in points], color=ACCENT, lw=1.5, marker="o", ms=3.5)
+        if name == "accuracy":
+            ax.axhline(0.5, color=SOFT, ls="--", lw=1)
+            ax.set_ylim(0.45, 1.0)
+        elif points:
+            ax.axhline(points[0][1], color=SOFT, ls="--", lw=1)
+        ax.set(ylabel=unit, xlabel="optimizer step")
+        ax.set_title(title)
+    return figure
+
+
+def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="#e6e9ec", lw=0.8)
+        ax.set_axisbelow(True)
+        ax.title.set_fontsize(11)
+    return figure, list(axes.flat)

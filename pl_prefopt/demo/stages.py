@@ -1,0 +1,72 @@
+"""Runs of more than one stage from a single config: what an earlier stage has to make is made first."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
+
+ROOT = Path(__file__).resolve().parents[2]
+STAMP = "made-from"
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+
+
+class RunFirst(pl.Callback):
+    """Run `pl-prefopt fit --config CONFIG` in a process of its own, unless its result is there already.
+
+    It happens in `setup`, before the policy is built, so a policy may load what that run exports. The result is used
+    again as long as the text of the config is the same.
+
+    Args:
+        config: path from the working directory, or from the folder that holds `pl_prefopt`.
+        result: folder that the run writes, from the working directory.
+
+    Raises:
+        ValueError: no such config, or the run failed or did not write the folder.
+    """
+
+    def __init__(self, config: str, result: str) -> None:
+        self.config = config
+        self.result = result
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Run the stage on one process; the others wait."""
+        if trainer.is_global_zero:
+            self.run()
+        trainer.strategy.barrier("RunFirst")
+
+    def run(self) -> None:
+        """Run the stage if its result is missing or was made from another text."""
+        config = find_config(self.config)
+        key = hashlib.sha256(config.read_bytes()).hexdigest()
+        stamp = Path(self.result) / STAMP
+        if stamp.is_file() and stamp.read_text() == key:
+            return
+        rank_zero_info("first stage: %s -> %s", self.config, self.result)
+        environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
+        command = [sys.executable, "-m", "pl_prefopt", "fit", "--config", str(config)]
+        code = subprocess.run(command, env=environment, check=False).returncode
+        if code or not Path(self.result).is_dir():
+            raise ValueError(
+                f"the first stage {self.config} ended with status {code} and "
+                f"{'wrote' if Path(self.result).is_dir() else 'did not write'} {self.result}; run it by itself to see "
+                f"why: pl-prefopt fit --config {self.config}"
+            )
+        stamp.write_text(key)
+
+
+def find_config(name: str) -> Path:
+    """Path of a config, looked for in the working directory and beside the package.
+
+    Raises:
+        ValueError: it is in neither.
+    """
+    for base in (Path(), ROOT):
+        if (base / name).is_file():
+            return base / name
+    raise ValueError(f"config {name!r} is neither in {Path.cwd()} nor in {ROOT}; run from a clone of the repository")
