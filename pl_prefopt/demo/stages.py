@@ -48,7 +48,7 @@ class RunFirst(pl.Callback):
         if stamp.is_file() and stamp.read_text() == key:
             return
         rank_zero_info("first stage: %s -> %s", self.config, self.result)
-        environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
+        environment = {"OMP_NUM_THREADS": "1"} | {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
         command = [sys.executable, "-m", "pl_prefopt", "fit", "--config", str(config)]
         code = subprocess.run(command, env=environment, check=False).returncode
         if code or not Path(self.result).is_dir():
