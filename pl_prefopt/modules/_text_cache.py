@@ -42,6 +42,11 @@ class TextReferenceCache:
                 "CachedReference needs a datamodule with `datasets` (random access) and `collate`, such as "
                 "TextPreferenceDataModule without streaming; or use reference: AutoReference"
             )
+        if "train" in stages and "train" not in datamodule.datasets:
+            raise ValueError(
+                "CachedReference needs random access to the training rows, but they are streamed; set streaming: false, "
+                "or use reference: AutoReference"
+            )
         for split, rows in datamodule.datasets.items():
             if split.split("/")[0] not in stages or split in self.splits:
                 continue
@@ -49,8 +54,6 @@ class TextReferenceCache:
 
     def _fill_split(self, module: TextPreferenceModule, datamodule: Any, split: str, rows: Any) -> LogpCache:
         trainer = module.trainer
-        if not hasattr(rows, "digest"):
-            raise ValueError(f"split {split!r} is streamed; CachedReference needs random access: set streaming: false")
         if self._weights is None:
             assert module.reference is not None
             with module.reference.use(module.policy) as network:  # type: ignore[operator]

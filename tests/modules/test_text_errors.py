@@ -98,6 +98,24 @@ def test_a_foreign_cache_is_refused_by_name(changed: str, tmp_path: Path) -> Non
         trainer(tmp_path).fit(module(policy, reference=reference), datamodule=data)
 
 
+def test_a_streamed_training_set_cannot_be_cached(tmp_path: Path) -> None:
+    data = Data()
+    del data.datasets["train"]
+    with pytest.raises(ValueError, match="they are streamed; set streaming: false"):
+        trainer(tmp_path).fit(module(reference=CachedReference(str(tmp_path))), datamodule=data)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("policy", [tiny_lm(), tiny_lm(lora=True)], ids=["full", "lora"])
+def test_log_ratios_are_zero_at_the_start_in_every_precision(policy: CausalLM, precision: Any, tmp_path: Path) -> None:
+    model = module(policy)
+    run = trainer(tmp_path, precision=precision, limit_train_batches=0)
+    values = run.validate(model, datamodule=Data(), verbose=False)[0]
+    assert values["val/chosen_logratio"] == values["val/rejected_logratio"] == 0
+    assert values["val/loss"] == pytest.approx(0.6931471805599453, abs=1e-7)
+    assert values["val/accuracy"] == 0.5
+
+
 def test_objective_and_learning_rate_do_not_invalidate_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = CachedReference(str(tmp_path / "cache"))
     trainer(tmp_path).fit(module(reference=reference), datamodule=Data())
