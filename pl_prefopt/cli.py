@@ -10,6 +10,8 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -90,6 +92,15 @@ class PrefOptCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as typed; the module refuses a checkpoint of other hyper-parameters by name."""
 
+    def after_fit(self) -> None:
+        """Say how the run ended on held-out data, and where its files lie."""
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        values = self.trainer.callback_metrics
+        told = [f"{k} {float(v):.4f}" for k, v in values.items() if re.fullmatch(r"val/(.+/)?(accuracy|loss)", k)]
+        folder = self.trainer.log_dir or self.trainer.default_root_dir
+        print("; ".join([*told, f"files in {folder}"]))
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Read checkpoints as tensors and plain values unless the command line says otherwise."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -110,10 +121,9 @@ def main(args: list[str] | None = None) -> PrefOptCLI:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=r".*Found \d+ module\(s\) in eval mode.*")
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.")  # theirs to mend
     import_classes()
-    given = sys.argv[1:] if args is None else args
-    before, sys.argv = sys.argv, sys.argv[:1]  # LightningCLI warns when both are there
-    try:
+    with _quiet_argv(args is not None):
         return PrefOptCLI(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -126,8 +136,19 @@ def main(args: list[str] | None = None) -> PrefOptCLI:
             parser_kwargs={"allow_abbrev": False},
             save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True},
-            args=given,
+            args=args,
         )
+
+
+@contextmanager
+def _quiet_argv(hide: bool) -> Iterator[None]:
+    """LightningCLI warns when `args` come beside those of the process; without `args` they must stay: DDP starts its
+    other processes with them.
+    """
+    before = sys.argv
+    sys.argv = before[:1] if hide else before
+    try:
+        yield
     finally:
         sys.argv = before
 

@@ -321,3 +321,17 @@ def test_somebody_else_s_module_is_a_class_path_away(tmp_path: Path, monkeypatch
 def test_the_module_is_a_command_too() -> None:
     done = subprocess.run([sys.executable, "-m", "pl_prefopt", "--help"], capture_output=True, text=True, check=True)
     assert "{fit,validate,test,predict}" in done.stdout
+
+
+def test_an_overlay_spreads_the_command_line_over_two_processes(tmp_path: Path) -> None:
+    """Every process gets the arguments of the first."""
+    values = put(config(tmp_path), "trainer.callbacks", [])
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "pl_prefopt", "fit", "--config", str(tmp_path / "run.yaml")]
+    command += ["--config", "configs/strategy/ddp.yaml", "--trainer.devices=2", "--trainer.max_steps=2"]
+    command += ["--data.init_args.batch_size=2", "--trainer.enable_checkpointing=false"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "MEMBER: 2/2" in done.stderr + done.stdout
+    assert done.stdout.count("files in ") == 1
