@@ -44,8 +44,8 @@ class TextReferenceCache:
             )
         if "train" in stages and "train" not in datamodule.datasets:
             raise ValueError(
-                "CachedReference needs random access to the training rows, but they are streamed; set streaming: false, "
-                "or use reference: AutoReference"
+                "CachedReference needs random access to the training rows, but they are streamed: set streaming: "
+                "false, or use reference: AutoReference"
             )
         for split, rows in datamodule.datasets.items():
             if split.split("/")[0] not in stages or split in self.splits:

@@ -101,7 +101,7 @@ def test_a_foreign_cache_is_refused_by_name(changed: str, tmp_path: Path) -> Non
 def test_a_streamed_training_set_cannot_be_cached(tmp_path: Path) -> None:
     data = Data()
     del data.datasets["train"]
-    with pytest.raises(ValueError, match="they are streamed; set streaming: false"):
+    with pytest.raises(ValueError, match="they are streamed: set streaming: false"):
         trainer(tmp_path).fit(module(reference=CachedReference(str(tmp_path))), datamodule=data)
 
 
