@@ -94,11 +94,11 @@ class PrefOptCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say how the run ended on held-out data, and where its files lie."""
+        folder = self.trainer.log_dir or self.trainer.default_root_dir  # asks all ranks
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         values = self.trainer.callback_metrics
         told = [f"{k} {float(v):.4f}" for k, v in values.items() if re.fullmatch(r"val/(.+/)?(accuracy|loss)", k)]
-        folder = self.trainer.log_dir or self.trainer.default_root_dir
         print("; ".join([*told, f"files in {folder}"]))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
