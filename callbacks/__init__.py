@@ -13,9 +13,14 @@ if __name__ != "pl_prefopt.callbacks":
 
 if TYPE_CHECKING:
     from pl_prefopt.callbacks.adapter_export import AdapterExport
+    from pl_prefopt.callbacks.prediction_writer import PredictionWriter
     from pl_prefopt.callbacks.reference_sync import ReferenceSync
 
-_HOMES = {"AdapterExport": "adapter_export", "ReferenceSync": "reference_sync"}
-__all__ = ["AdapterExport", "ReferenceSync"]
+_HOMES = {
+    "AdapterExport": "adapter_export",
+    "PredictionWriter": "prediction_writer",
+    "ReferenceSync": "reference_sync",
+}
+__all__ = ["AdapterExport", "PredictionWriter", "ReferenceSync"]
 
 __getattr__ = exports(__name__, _HOMES)
