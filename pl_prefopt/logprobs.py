@@ -320,7 +320,7 @@ class _HeadFunction(torch.autograd.Function):
         return (
             None if d_hidden is None else d_hidden.to(hidden.dtype),
             None if d_weight is None else d_weight.to(weight.dtype),
-            None if d_bias is None else d_bias.to(bias.dtype),
+            None if d_bias is None else d_bias.to(weight.dtype),
             *(None,) * 5,
         )
 

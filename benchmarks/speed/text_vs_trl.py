@@ -120,7 +120,8 @@ def run_trl(folder: Path, steps: int, options: dict[str, Any]) -> dict[str, Any]
     """TRL's trainer."""
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     clock = Clock()
 

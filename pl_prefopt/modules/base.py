@@ -274,7 +274,6 @@ class PreferenceModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, and, under a Trainer, of other hyper-parameters."""
         self.configure_model()
-        check_state(self, checkpoint)
-        trainer = self._trainer
-        if trainer is not None:
+        if self._trainer is not None:
             compare_hparams(dict(self.hparams), checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+        check_state(self, checkpoint)
