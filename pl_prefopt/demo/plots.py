@@ -53,6 +53,8 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
             ax.set_ylim(0.45, 1.0)
         elif points:
             ax.axhline(points[0][1], color=SOFT, ls="--", lw=1)
+        if name == "length":
+            ax.set_ylim(1.0, max(4.0, *(p[1] for p in points)))
         ax.set(ylabel=unit, xlabel="optimizer step")
         ax.set_title(title)
     return figure
