@@ -1,0 +1,5 @@
+"""Metrics as pure functions."""
+
+from pl_prefopt.metrics.functional.pairs import ches_score, pairwise_accuracy, sequential_kl
+
+__all__ = ["ches_score", "pairwise_accuracy", "sequential_kl"]
