@@ -13,14 +13,24 @@ if __name__ != "pl_prefopt.callbacks":
 
 if TYPE_CHECKING:
     from pl_prefopt.callbacks.adapter_export import AdapterExport
+    from pl_prefopt.callbacks.ches_filter import CHESFilter
+    from pl_prefopt.callbacks.displacement_monitor import LikelihoodDisplacementMonitor
     from pl_prefopt.callbacks.prediction_writer import PredictionWriter
     from pl_prefopt.callbacks.reference_sync import ReferenceSync
 
 _HOMES = {
     "AdapterExport": "adapter_export",
+    "CHESFilter": "ches_filter",
+    "LikelihoodDisplacementMonitor": "displacement_monitor",
     "PredictionWriter": "prediction_writer",
     "ReferenceSync": "reference_sync",
 }
-__all__ = ["AdapterExport", "PredictionWriter", "ReferenceSync"]
+__all__ = [
+    "AdapterExport",
+    "CHESFilter",
+    "LikelihoodDisplacementMonitor",
+    "PredictionWriter",
+    "ReferenceSync",
+]
 
 __getattr__ = exports(__name__, _HOMES)

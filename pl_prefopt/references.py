@@ -176,8 +176,8 @@ class CachedReference(Reference):
 
     Args:
         path: folder of the cache.
-        inner: what computes the values: `AutoReference`, `FrozenCopy` or `AdapterOff`. A frozen copy is dropped from
-            memory once the cache is complete.
+        inner: what computes the values: `AutoReference`, `FrozenCopy` or `AdapterOff`; it also serves callbacks, whose
+            batches are not rows of a cached split.
     """
 
     def __init__(self, path: str, inner: Reference | None = None) -> None:

@@ -94,6 +94,10 @@ def run(folder: Path, options: dict[str, Any]) -> None:
         from pl_prefopt.callbacks import ReferenceSync
 
         callbacks.append(ReferenceSync(every_n_steps=3, alpha=0.6))
+    if "ches" in options:
+        from pl_prefopt.callbacks import CHESFilter
+
+        callbacks.append(CHESFilter(fraction=options["ches"], path=str(folder / "ches")))
     if "kill_at" in options:
         callbacks.append(KillAt(options["kill_at"]))
     devices = options.get("devices", 1)

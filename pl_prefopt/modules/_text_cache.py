@@ -24,11 +24,6 @@ class TextReferenceCache:
         self.splits: dict[str, LogpCache] = {}
         self._weights: str | None = None
 
-    @property
-    def ready(self) -> bool:
-        """Whether any split has been filled; before that, values are computed online."""
-        return bool(self.splits)
-
     def fill(self, module: TextPreferenceModule, stages: Sequence[str]) -> None:
         """Compute what is missing for the splits of these stages, over all ranks, with a progress bar.
 

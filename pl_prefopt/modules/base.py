@@ -101,8 +101,15 @@ class PreferenceModule(pl.LightningModule):
         """Features that feed the policy's output layer: chosen (B, T, D), its mask (B, T), rejected, its mask."""
 
     def pair_logratios(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-ratios of the chosen and the rejected sample, (B,) each, with gradient to the policy."""
-        scores = self.score(batch)
+        """Log-ratios of the chosen and the rejected sample, (B,) each, with gradient to the policy.
+
+        Callbacks may pass any batch, so nothing that was cached for a split is used.
+        """
+        split, self.split = self.split, ""
+        try:
+            scores = self.score(batch)
+        finally:
+            self.split = split
         return scores.chosen, scores.rejected
 
     # ---- building --------------------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ class TextPreferenceModule(PreferenceModule):
         """Reference log-probabilities per token, and what the policy pass needs to compute the KL against it."""
         if not self.needs_reference:
             return None, {}
-        if self.cache is not None and self.cache.ready:
+        if self.cache is not None and self.split in self.cache.splits:
             return self.cache.lookup(self, batch["index"], tokens.length), {}
         assert self.reference is not None
         with self.reference.use(self.policy) as network:  # type: ignore[operator]

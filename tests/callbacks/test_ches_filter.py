@@ -1,0 +1,185 @@
+"""CHES filtering: the right rows, the same after a resume, the same on two processes, in a foreign module."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pl_prefopt.callbacks import CHESFilter
+from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
+from pl_prefopt.metrics.functional import ches_score
+from pl_prefopt.modules import TextPreferenceModule
+from tests import runs
+from tests.callbacks.test_reference_sync import trainer
+from tests.runs import write_pairs
+from tests.tiny import tiny_lm
+
+
+class Vectors(pl.LightningDataModule):
+    """A foreign datamodule: pairs of short sequences of vectors; row i is the more similar the larger i is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        base = torch.randn(12, 3, 4, generator=g)
+        base = base / base.mean(1, keepdim=True).norm(dim=-1, keepdim=True)
+        mix = torch.linspace(0, 1, 12)[:, None, None]
+        self.datasets = {"train": list(zip(base, mix * base - (1 - mix) * base, strict=True))}
+
+    def collate(self, rows: list[Any]) -> list[torch.Tensor]:
+        return [torch.stack(x) for x in zip(*rows, strict=True)]
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.datasets["train"], batch_size=2, collate_fn=self.collate)  # type: ignore[arg-type]
+
+
+class Foreign(pl.LightningModule):
+    """Somebody's own module with features of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = torch.nn.Linear(4, 4, bias=False)
+        torch.nn.init.eye_(self.policy.weight)
+        self.rows = 0
+
+    def pair_hidden_states(self, batch: Any) -> tuple[torch.Tensor, ...]:
+        chosen, rejected = (self.policy(x) for x in batch)
+        mask = torch.ones(chosen.shape[:2], dtype=torch.bool)
+        return chosen, mask, rejected, mask
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.rows += len(batch[0])
+        return self.policy(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_foreign_module_trains_on_the_least_similar_pairs(tmp_path: Path) -> None:
+    data, module = Vectors(), Foreign()
+    trainer(tmp_path, CHESFilter(fraction=0.5, path=str(tmp_path / "ches")), max_epochs=1).fit(module, datamodule=data)
+    assert module.rows == 6
+    kept = data.datasets["train"]
+    assert sorted(kept.indices) == [0, 1, 2, 3, 4, 5]  # type: ignore[attr-defined]
+    assert json.loads((tmp_path / "ches/summary.json").read_text())["dropped"] == 6
+    assert (tmp_path / "ches/histogram.png").stat().st_size > 1000
+
+
+def text_data(folder: Path) -> TextPreferenceDataModule:
+    return TextPreferenceDataModule(
+        train=write_pairs(folder / "train.jsonl", 24),
+        tokenizer=TrainedTokenizer(vocab_size=60, kind="word"),
+        batch_size=4,
+        cache_dir=str(folder / "cache"),
+    )
+
+
+@pytest.mark.parametrize(("keep", "count"), [({"fraction": 0.25}, 6), ({"rank": 5}, 5), ({"threshold": 1e9}, 24)])
+def test_scores_on_disk_are_those_of_the_definition(keep: dict[str, Any], count: int, tmp_path: Path) -> None:
+    data, module = text_data(tmp_path), TextPreferenceModule(tiny_lm())
+    run = trainer(tmp_path, CHESFilter(**keep, path=str(tmp_path / "ches")), max_steps=1)
+    run.fit(module, datamodule=data)
+    assert len(data.datasets["train"]) == count
+    scores = torch.cat(
+        [torch.tensor(pq.read_table(f)["ches"].to_pylist()) for f in (tmp_path / "ches").glob("*.parquet")]
+    )
+    fresh, whole = TextPreferenceModule(tiny_lm()), text_data(tmp_path)
+    fresh.configure_model()
+    whole.setup("fit")
+    rows = whole.datasets["train"]
+    batch = whole.collate([rows[i] for i in range(len(rows))])  # pyright: ignore[reportOptionalCall]
+    want = ches_score(*fresh.eval().pair_hidden_states(batch))
+    torch.testing.assert_close(scores, want.detach(), rtol=1e-4, atol=1e-4)
+    lowest = want.argsort()[:count].sort().values.tolist()
+    assert [data.datasets["train"].source_row(i) for i in range(count)] == lowest
+    assert "most similar" in (tmp_path / "ches/report.md").read_text()
+
+
+def test_no_output_layer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, module = text_data(tmp_path), TextPreferenceModule(tiny_lm())
+    seen: list[int] = []
+    original = CHESFilter._score_rows
+
+    def watched(self: CHESFilter, trainer: Any, module: Any, *rest: Any) -> Any:
+        handle = module.policy.lm_head.register_forward_hook(lambda *_: seen.append(1))
+        result = original(self, trainer, module, *rest)
+        handle.remove()
+        return result
+
+    monkeypatch.setattr(CHESFilter, "_score_rows", watched)
+    trainer(tmp_path, CHESFilter(rank=8, path=str(tmp_path / "c")), max_steps=1).fit(module, datamodule=data)
+    assert seen == []
+
+
+def test_finished_parts_are_not_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "ches")
+    trainer(tmp_path, CHESFilter(rank=8, path=path), max_steps=1).fit(
+        TextPreferenceModule(tiny_lm()), datamodule=text_data(tmp_path)
+    )
+
+    def never(*_: Any) -> None:
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr(CHESFilter, "_score_rows", never)
+    trainer(tmp_path, CHESFilter(rank=8, path=path), max_steps=1).fit(
+        TextPreferenceModule(tiny_lm()), datamodule=text_data(tmp_path)
+    )
+    with pytest.raises(AssertionError, match="scored again"):
+        trainer(tmp_path, CHESFilter(rank=8, path=path), max_steps=1).fit(
+            TextPreferenceModule(tiny_lm(seed=4)), datamodule=text_data(tmp_path)
+        )
+
+
+def test_killed_and_resumed_and_spread_runs_train_on_the_same_rows(tmp_path: Path) -> None:
+    runs.start(tmp_path / "whole", ches=0.5)
+    killed = runs.start(tmp_path / "cut", check=False, ches=0.5, kill_at=3)
+    assert killed.returncode == -9
+    for file in (tmp_path / "cut").glob("ches/*.parquet"):
+        file.unlink()  # the moved policy must not score again
+    runs.start(tmp_path / "cut", ches=0.5, resume=str(tmp_path / "cut/checkpoints/step=2.ckpt"))
+    whole, resumed = runs.weights(tmp_path / "whole"), runs.weights(tmp_path / "cut")
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    runs.start(tmp_path / "two", ches=0.5, devices=2, batch_size=2)
+    two = runs.weights(tmp_path / "two")
+    for key, value in whole.items():
+        torch.testing.assert_close(value, two[key], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of"),
+        ({"fraction": 0.5, "rank": 3}, "exactly one of"),
+        ({"fraction": 0.0}, r"\(0, 1\]"),
+        ({"fraction": 1.5}, r"\(0, 1\]"),
+        ({"rank": 0}, "rank must be >= 1"),
+        ({"rank": 1, "batch_size": 0}, "batch_size"),
+    ],
+)
+def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CHESFilter(**options)
+
+
+def test_a_filter_that_keeps_nothing_says_what_the_scores_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"keeps none of 12 pairs; scores lie between"):
+        trainer(tmp_path, CHESFilter(threshold=-1e9, path=str(tmp_path)), max_steps=1).fit(
+            Foreign(), datamodule=Vectors()
+        )
+
+
+def test_what_a_module_or_datamodule_lacks_is_named(tmp_path: Path) -> None:
+    class Bare(Foreign):
+        pair_hidden_states = None  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="pair_hidden_states"):
+        trainer(tmp_path, CHESFilter(rank=1), max_steps=1).fit(Bare(), datamodule=Vectors())
+    with pytest.raises(ValueError, match=r"datasets\['train'\] \(random access\)"):
+        trainer(tmp_path, CHESFilter(rank=1), max_steps=1).fit(Foreign(), Vectors().train_dataloader())
