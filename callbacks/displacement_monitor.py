@@ -77,7 +77,7 @@ class LikelihoodDisplacementMonitor(pl.Callback):
         rank_zero_warn(
             f"likelihood displacement in epoch {trainer.current_epoch}: the margin grew by "
             f"{values['margin_change']:.3g} nats while the chosen samples fell by {-values['chosen_change']:.3g}; "
-            f"{values['share']:.0%} of the watched pairs, worst {worst}. Mix in SFT, use DPOP, or filter with CHESFilter."
+            f"{values['share']:.0%} of the watched pairs, worst {worst}. Mix in SFT, use DPOP, or CHESFilter."
         )
         if self.stop:
             trainer.should_stop = True
