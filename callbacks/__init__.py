@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pl_prefopt.callbacks.displacement_monitor import LikelihoodDisplacementMonitor
     from pl_prefopt.callbacks.prediction_writer import PredictionWriter
     from pl_prefopt.callbacks.reference_sync import ReferenceSync
+    from pl_prefopt.callbacks.sample_preview import SamplePreview
 
 _HOMES = {
     "AdapterExport": "adapter_export",
@@ -24,6 +25,7 @@ _HOMES = {
     "LikelihoodDisplacementMonitor": "displacement_monitor",
     "PredictionWriter": "prediction_writer",
     "ReferenceSync": "reference_sync",
+    "SamplePreview": "sample_preview",
 }
 __all__ = [
     "AdapterExport",
@@ -31,6 +33,7 @@ __all__ = [
     "LikelihoodDisplacementMonitor",
     "PredictionWriter",
     "ReferenceSync",
+    "SamplePreview",
 ]
 
 __getattr__ = exports(__name__, _HOMES)

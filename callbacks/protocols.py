@@ -43,6 +43,7 @@ def require(module: Any, callback: object, *members: str) -> None:
         "policy": "the network that trains (nn.Module)",
         "reference": "the reference (a ReferenceNetwork, or any network shaped like the policy)",
         "pair_logratios": "pair_logratios(batch) -> (chosen (B,), rejected (B,))",
+        "preview": "preview(conditions, seed) -> one text per condition, or pictures (N, 3, H, W)",
         "pair_hidden_states": "pair_hidden_states(batch) -> (chosen (B, T, D), mask, rejected (B, S, D), mask)",
     }
     missing = [m for m in members if getattr(module, m, None) is None]

@@ -56,7 +56,7 @@ def from_config(value: Any, base: type[T]) -> T:
         known |= {c.__name__: c for c in known.values()}
         cls = known.get(value["class_path"])
         if cls is None:
-            names = sorted(c.__name__ for c in _subclasses(base))
+            names = sorted(c.__name__ for c in _subclasses(base) if not c.__name__.startswith("_"))
             raise ValueError(
                 f"{value['class_path']!r} is not a known {base.__name__}; known are {', '.join(names)}. "
                 "If it is your own class, import its module before loading."

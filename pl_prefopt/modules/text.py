@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from pl_prefopt.generation import generate
 from pl_prefopt.layout import Rows, Tokens, prefix_pays, read_tokens, separate_rows, shared_prefix_rows
 from pl_prefopt.logprobs import Head, TokenScores, score_tokens
 from pl_prefopt.modules._text_cache import TextReferenceCache
@@ -207,6 +209,16 @@ class TextPreferenceModule(PreferenceModule):
         tokens = read_tokens(batch)
         hidden, mask = self.predicting_states(self.policy, self.rows(tokens)), tokens.mask
         return hidden[:, 0], mask[:, 0], hidden[:, 1], mask[:, 1]
+
+    def preview(self, conditions: Sequence[str], seed: int) -> list[str]:
+        """One sampled continuation per prompt, up to 64 tokens, decoded with the datamodule's tokenizer."""
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is None:
+            raise ValueError("a preview of texts needs a datamodule with a tokenizer, as TextPreferenceDataModule has")
+        prompts = [tokenizer(c).input_ids for c in conditions]
+        with self.trainer.precision_plugin.forward_context():
+            drawn = generate(self.policy, prompts, seed=seed, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id)
+        return [tokenizer.decode(row[0], skip_special_tokens=True) for row in drawn]
 
     def row_metrics(self, scores: PairScores, losses: Tensor) -> dict[str, Tensor]:
         """Adds summed log-probabilities, lengths and, where computed, sequential KL."""
