@@ -70,8 +70,9 @@ def test_identical_samples_score_zero() -> None:
 )
 def test_ches_refuses_what_does_not_fit(change: dict[str, Tensor], message: str) -> None:
     names = ("chosen_hidden", "chosen_mask", "rejected_hidden", "rejected_mask")
+    values = dict(zip(names, example(), strict=True)) | change
     with pytest.raises(ValueError, match=message):
-        ches_score(**(dict(zip(names, example(), strict=True)) | change))
+        ches_score(*(values[n] for n in names))
 
 
 def test_sequential_kl_is_the_sum_of_its_positions() -> None:
