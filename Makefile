@@ -41,7 +41,7 @@ quickstart: environment
 	@$(RUN) -m pl_prefopt.demo text-dpo
 
 test: environment
-	@$(RUN) -m pytest -q -n 2
+	@$(RUN) -m pytest -q -n 2 --dist worksteal
 
 lint: environment
 	@$(RUN) -m ruff check .
