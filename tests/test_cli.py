@@ -265,7 +265,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--model.objective.beta=0.5"], r"objective\.init_args\.beta: 0\.1 != 0\.5"),
         (["--model.objective=DPO"], r"objective\.class_path: '\S+IPO' != '\S+DPO'"),
         (["--model.reference=NoReference"], r"reference\.class_path: '\S+AutoReference' != '\S+NoReference'"),
-        (["--model.policy.lora={r: 2}"], rr"policy\.init_args\.lora\.r: None != 2"),
+        (["--model.policy.lora={r: 2}"], r"policy\.init_args\.lora\.r: None != 2"),
         (["--model.optimizer.lr=0.5"], r"optimizer\.init_args\.lr: 0\.01 != 0\.5"),
         (["--model.lr_scheduler.total_iters=9"], r"lr_scheduler\.init_args\.total_iters: 4 != 9"),
         (["--trainer.accumulate_grad_batches=3"], r"trainer\.accumulate_grad_batches: 1 != 3"),
