@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pl_prefopt.callbacks.adapter_export import AdapterExport
     from pl_prefopt.callbacks.ches_filter import CHESFilter
     from pl_prefopt.callbacks.displacement_monitor import LikelihoodDisplacementMonitor
+    from pl_prefopt.callbacks.fast_slow_lora import FastSlowLoRA
     from pl_prefopt.callbacks.prediction_writer import PredictionWriter
     from pl_prefopt.callbacks.reference_sync import ReferenceSync
     from pl_prefopt.callbacks.sample_preview import SamplePreview
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdapterExport": "adapter_export",
     "CHESFilter": "ches_filter",
+    "FastSlowLoRA": "fast_slow_lora",
     "LikelihoodDisplacementMonitor": "displacement_monitor",
     "PredictionWriter": "prediction_writer",
     "ReferenceSync": "reference_sync",
@@ -30,6 +32,7 @@ _HOMES = {
 __all__ = [
     "AdapterExport",
     "CHESFilter",
+    "FastSlowLoRA",
     "LikelihoodDisplacementMonitor",
     "PredictionWriter",
     "ReferenceSync",

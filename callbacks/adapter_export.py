@@ -60,7 +60,8 @@ class AdapterExport(pl.Callback):
         if hasattr(module, "export"):
             module.export(folder)
         else:
-            module.policy.save_pretrained(folder)
+            active = getattr(module.policy, "active_adapters", None) if hasattr(module.policy, "peft_config") else None
+            module.policy.save_pretrained(folder, **({"selected_adapters": list(active)} if active else {}))
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         if hasattr(tokenizer, "save_pretrained"):
             tokenizer.save_pretrained(folder)  # pyright: ignore[reportOptionalMemberAccess]

@@ -94,11 +94,15 @@ def add_adapter_copy(network: nn.Module, source: str, name: str) -> None:
     config = getattr(network, "peft_config", {}).get(source)
     if config is None:
         raise ValueError(f"the network has no peft configuration named {source!r}, so it cannot be copied")
+    from peft import PeftModel, inject_adapter_in_model
+
     with _switched(network):
-        if hasattr(network, "add_adapter") and not hasattr(network, "base_model"):
+        if isinstance(network, PeftModel):
+            network.add_adapter(name, config)
+        elif hasattr(network, "add_adapter"):  # transformers and diffusers turn the arguments round
             network.add_adapter(config, adapter_name=name)  # pyright: ignore[reportCallIssue]
         else:
-            network.add_adapter(name, config)  # pyright: ignore[reportCallIssue]
+            inject_adapter_in_model(config, network, name)
         values, copies = adapter_parameters(network, source), adapter_parameters(network, name)
         with torch.no_grad():
             for key, target in copies.items():

@@ -98,6 +98,10 @@ def run(folder: Path, options: dict[str, Any]) -> None:
         from pl_prefopt.callbacks import CHESFilter
 
         callbacks.append(CHESFilter(fraction=options["ches"], path=str(folder / "ches")))
+    if "fast_slow" in options:
+        from pl_prefopt.callbacks import FastSlowLoRA
+
+        callbacks.append(FastSlowLoRA(every_n_steps=options["fast_slow"]))
     if "kill_at" in options:
         callbacks.append(KillAt(options["kill_at"]))
     devices = options.get("devices", 1)
