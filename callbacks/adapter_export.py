@@ -20,13 +20,13 @@ class AdapterExport(pl.Callback):
 
     Args:
         path: folder; None: `export` in the run folder. Checkpoint exports go to `path/step-<n>`.
-        at_checkpoints: also export whenever a checkpoint is written, not only at the end.
+        at_checkpoints: also export whenever a checkpoint is written; False: only at the end.
 
     Raises:
         TypeError: in `setup`, a module without `policy`, or a policy without `save_pretrained`.
     """
 
-    def __init__(self, path: str | None = None, at_checkpoints: bool = False) -> None:
+    def __init__(self, path: str | None = None, at_checkpoints: bool = True) -> None:
         self.path = path
         self.at_checkpoints = at_checkpoints
 
@@ -60,8 +60,9 @@ class AdapterExport(pl.Callback):
         if hasattr(module, "export"):
             module.export(folder)
         else:
-            active = getattr(module.policy, "active_adapters", None) if hasattr(module.policy, "peft_config") else None
-            module.policy.save_pretrained(folder, **({"selected_adapters": list(active)} if active else {}))
+            own = hasattr(module.policy, "get_base_model")  # peft would also write adapters that are not in use
+            options = {"selected_adapters": list(module.policy.active_adapters)} if own else {}
+            module.policy.save_pretrained(folder, **options)
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         if hasattr(tokenizer, "save_pretrained"):
             tokenizer.save_pretrained(folder)  # pyright: ignore[reportOptionalMemberAccess]
