@@ -65,6 +65,5 @@ def length_desensitized_sum(values: Tensor, mask: Tensor, shared_length: Tensor,
     if shared_length.shape != values.shape[:1]:
         raise ValueError(f"shared_length must be ({values.shape[0]},), got {tuple(shared_length.shape)}")
     within("alpha", alpha, 0.0, 1.0)
-    position = mask.cumsum(-1)
-    weight = torch.where(position <= shared_length[:, None], 1.0, alpha).to(wide(values).dtype) * mask
-    return (wide(values).masked_fill(~mask, 0.0) * weight).sum(-1)
+    inside = wide(values).masked_fill(~mask, 0.0)
+    return torch.where(mask.cumsum(-1) <= shared_length[:, None], inside, alpha * inside).sum(-1)

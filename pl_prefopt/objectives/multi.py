@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pl_prefopt import losses
@@ -31,10 +30,11 @@ class MODPO(Objective):
         margins = column(scores, "margins", self)
         return losses.modpo_loss(
             scores.chosen, scores.rejected, margins[:, 0], margins[:, 1],
-            weights=torch.tensor(self.weights), beta=self.beta,
+            weights=losses.modpo_weights(self.weights, margins.shape[-1]), beta=self.beta,
         )  # fmt: skip
 
     def rewards(self, scores: PairScores) -> Tensor:
         """R = (beta r - sum_i w_i m_i) / w_0, which the loss compares."""
-        other = column(scores, "margins", self) @ torch.tensor(self.weights[1:]).to(scores.logratios)
+        margins = column(scores, "margins", self).to(scores.logratios)
+        other = margins @ losses.modpo_weights(self.weights, margins.shape[-1])[1:].to(margins)
         return ((self.beta * scores.logratios - other) / self.weights[0]).detach()

@@ -64,8 +64,8 @@ class LDDPO(DPO):
         self.alpha = alpha
 
     def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Length-desensitised sum over each sample's tokens."""
-        shared = mask.sum(-1).amin(-1, keepdim=True).expand(mask.shape[:2])
+        """Length-desensitised sum over each sample's tokens; the common length is that of chosen and rejected."""
+        shared = mask[:, :2].sum(-1).amin(-1, keepdim=True).expand(mask.shape[:2])
         flat = losses.length_desensitized_sum(
             values.flatten(0, 1), mask.flatten(0, 1), shared.flatten(), alpha=self.alpha
         )

@@ -66,6 +66,12 @@ def test_length_desensitized_by_hand() -> None:
     close(out, 2 + (3 + 4) / 2, 3.0, atol=0)
 
 
+def test_a_tail_weight_that_float32_cannot_hold_keeps_its_digits() -> None:
+    values, mask = torch.tensor([[1.0, 1.0]], dtype=F64), torch.ones(1, 2, dtype=torch.bool)
+    out = losses.length_desensitized_sum(values, mask, torch.tensor([1]), alpha=0.3)
+    close(out, 1.3, atol=1e-15)
+
+
 def test_length_desensitized_counts_inside_the_mask() -> None:
     values = torch.randn(1, 5, dtype=F64)
     mask, shared = torch.ones(1, 5, dtype=torch.bool), torch.tensor([2])

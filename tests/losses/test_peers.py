@@ -123,7 +123,7 @@ def test_trl_sigmoid_norm(trl: peers.TRL) -> None:
     agree(losses.dpo_loss(r[:3], r[3:], beta=2.0).mean(), theirs, policy)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_trl_length_desensitized(trl: peers.TRL, alpha: float) -> None:
     policy, reference, mask, n = tokens()
     shared = torch.minimum(n[:3], n[3:]).repeat(2)

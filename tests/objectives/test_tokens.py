@@ -55,6 +55,12 @@ def test_length_desensitized_log_ratios_vanish_where_policy_and_reference_agree(
     assert (policy - reference == 0).all()
 
 
+def test_the_common_length_is_that_of_the_two_samples_in_the_loss() -> None:
+    values = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 0.0, 0.0], [7.0, 0.0, 0.0, 0.0]]])
+    pair = LDDPO(alpha=0.5).reduce_tokens(values, values > 0)[:, :2]
+    torch.testing.assert_close(pair, torch.tensor([[6.5, 11.0]]))
+
+
 class Twice(Objective):
     """Somebody's own objective with its own reduction."""
 

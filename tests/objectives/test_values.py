@@ -142,6 +142,16 @@ def test_modpo() -> None:
     assert MODPO().weights == [0.5, 0.5]
 
 
+def test_modpo_keeps_the_digits_of_its_weights() -> None:
+    r, m = torch.tensor([[1.0, -1.0]], dtype=torch.float64), torch.tensor([[[2.0], [1.0]]], dtype=torch.float64)
+    given, objective = PairScores(logratios=r, extra={"margins": m}), MODPO([0.9, 0.1], beta=0.1)
+    # R = (.1 - .2)/.9 and (-.1 - .1)/.9
+    want = torch.tensor([[-1 / 9, -2 / 9]], dtype=torch.float64)
+    torch.testing.assert_close(objective.rewards(given), want, atol=1e-15, rtol=0)
+    loss = torch.tensor([math.log1p(math.exp(-1 / 9))], dtype=torch.float64)
+    torch.testing.assert_close(objective(given), loss, atol=1e-15, rtol=0)
+
+
 REWARDS: list[tuple[Objective, Tensor]] = [
     (DPO(0.3), 0.3 * S.logratios),
     (IPO(0.3), 0.3 * S.logratios),
