@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pl_prefopt.callbacks.ches_filter import CHESFilter
     from pl_prefopt.callbacks.displacement_monitor import LikelihoodDisplacementMonitor
     from pl_prefopt.callbacks.fast_slow_lora import FastSlowLoRA
+    from pl_prefopt.callbacks.group_influence import GroupInfluenceMixture
     from pl_prefopt.callbacks.prediction_writer import PredictionWriter
     from pl_prefopt.callbacks.reference_sync import ReferenceSync
     from pl_prefopt.callbacks.sample_preview import SamplePreview
@@ -24,6 +25,7 @@ _HOMES = {
     "AdapterExport": "adapter_export",
     "CHESFilter": "ches_filter",
     "FastSlowLoRA": "fast_slow_lora",
+    "GroupInfluenceMixture": "group_influence",
     "LikelihoodDisplacementMonitor": "displacement_monitor",
     "PredictionWriter": "prediction_writer",
     "ReferenceSync": "reference_sync",
@@ -33,6 +35,7 @@ __all__ = [
     "AdapterExport",
     "CHESFilter",
     "FastSlowLoRA",
+    "GroupInfluenceMixture",
     "LikelihoodDisplacementMonitor",
     "PredictionWriter",
     "ReferenceSync",

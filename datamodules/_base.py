@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from pl_prefopt.datamodules._checks import positive
 from pl_prefopt.datamodules._loader import BatchPlan, PlannedLoader
+from pl_prefopt.datamodules._mixed import SourceBatches
 from pl_prefopt.datamodules._sampler import EvalBatches, Share, TrainBatches
 
 Loaders = PlannedLoader | list[PlannedLoader]
@@ -66,6 +67,10 @@ class PreferenceDataModule(pl.LightningDataModule):
         self._train_loader: Any = None
         self._train_state: dict[str, Any] | None = None
 
+    def sources(self) -> dict[str, np.ndarray]:
+        """Return name -> row ids of the sources of the training rows; empty where they have no names."""
+        return {}
+
     def names(self, stage: str) -> list[str]:
         """Return the names of the data sets of "train", "val" or "test", in the order of the loaders."""
         return [n for n in self.datasets if n.split("/")[0] == stage]
@@ -100,11 +105,16 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def _make_train_loader(self) -> Any:
         rows = self.datasets["train"]
+        accumulate = getattr(self.trainer, "accumulate_grad_batches", 1)
+        sources = self.sources()
+        if sources:
+            mixed = SourceBatches(sources, self.batch_size, self.share(), accumulate=accumulate, seed=self.seed)
+            return self._loader(rows, mixed)
         plan = TrainBatches(
             rows.lengths,
             self.batch_size,
             self.share(),
-            accumulate=getattr(self.trainer, "accumulate_grad_batches", 1),
+            accumulate=accumulate,
             seed=self.seed,
             length_buckets=self.length_buckets,
             shuffle=self.shuffle,

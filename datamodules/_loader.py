@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ class BatchPlan(Protocol):
     """What the loader needs from a sampler: batches of row ids that depend on the epoch only."""
 
     def __len__(self) -> int: ...
-    def batches(self, epoch: int) -> Sequence[np.ndarray]: ...
+    def batches(self, epoch: int) -> Iterable[np.ndarray]: ...
     def fingerprint(self, epoch: int) -> str: ...
 
 
@@ -75,10 +76,10 @@ class PlannedLoader:
         self._position = start
         if callable(told := getattr(self.rows, "set_epoch", None)):
             told(self.epoch)
-        batches = [b.tolist() for b in self.plan.batches(self.epoch)[start:]]
+        batches = (b.tolist() for b in islice(self.plan.batches(self.epoch), start, None))
         loader = DataLoader(
             self.rows,
-            batch_sampler=batches,
+            batch_sampler=batches,  # pyright: ignore[reportArgumentType]  one pass, made when it is asked for
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,

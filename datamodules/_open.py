@@ -22,14 +22,14 @@ class JoinedSource(Source):
     def __init__(self, parts: list[Source]) -> None:
         self.parts = parts
         self.name = ", ".join(p.name for p in parts)
-        self._ends = [sum(len(p) for p in parts[: i + 1]) for i in range(len(parts))]
+        self.ends = [sum(len(p) for p in parts[: i + 1]) for i in range(len(parts))]
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self.ends[-1]
 
     def _locate(self, index: int) -> tuple[Source, int]:
-        part = bisect_right(self._ends, index)
-        return self.parts[part], index - (self._ends[part - 1] if part else 0)
+        part = bisect_right(self.ends, index)
+        return self.parts[part], index - (self.ends[part - 1] if part else 0)
 
     def __getitem__(self, index: int) -> Row:
         part, at = self._locate(index)

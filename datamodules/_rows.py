@@ -118,6 +118,11 @@ class TokenizedRows(Dataset[dict[str, Any]]):
         """Return the number (from 0) of the row in the file that row `index` came from."""
         return int(self._arrays["source_rows"][self._at(index)])
 
+    @property
+    def source_rows(self) -> np.ndarray:
+        """(N,) the same for all rows."""
+        return self._chosen(np.asarray(self._arrays["source_rows"]))
+
     def digest(self) -> str:
         """Return the SHA-256 of all token ids and their borders, in order.
 

@@ -16,7 +16,7 @@ from pl_prefopt.datamodules._build import Settings, default_cache, example_texts
 from pl_prefopt.datamodules._checks import one_of, positive
 from pl_prefopt.datamodules._collate import Collator
 from pl_prefopt.datamodules._formats import COLUMNS, parse
-from pl_prefopt.datamodules._open import open_source
+from pl_prefopt.datamodules._open import JoinedSource, open_source
 from pl_prefopt.datamodules._readers import Source
 from pl_prefopt.datamodules._rows import TokenizedRows
 from pl_prefopt.datamodules._stats import describe, statistics
@@ -42,7 +42,8 @@ class TextPreferenceDataModule(PreferenceDataModule):
     `tokenizer`, `vocab_size`, `collate`, `texts(split, index)`, `stats(split)`. The batch is described in docs/data.md.
 
     Args:
-        train: path of JSONL, JSON, Parquet, CSV or TSV, a folder, a hub name ("org/name:split"), or a list of these.
+        train: path of JSONL, JSON, Parquet, CSV or TSV, a folder, a hub name ("org/name:split"), or a list of these;
+            or a dict name -> path of at least two sources, whose weights GroupInfluenceMixture may change.
         val: the same, or a dict name -> path for several sets, or a fraction in (0, 1) of the training rows.
         test: like `val`, without the fraction.
         tokenizer: hub name or folder, or a `TokenizerBuilder`; None: `TrainedTokenizer()` on the training rows.
@@ -75,7 +76,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
 
     def __init__(
         self,
-        train: Files | None = None,
+        train: Files | dict[str, Files] | None = None,
         val: float | str | list[str] | dict[str, Files] | None = None,
         test: str | list[str] | dict[str, Files] | None = None,
         tokenizer: str | TokenizerBuilder | None = None,
@@ -118,7 +119,13 @@ class TextPreferenceDataModule(PreferenceDataModule):
         self.chat_template = chat_template
         self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
         self._limits: dict[str, Any] = limit if isinstance(limit, dict) else dict.fromkeys(SPLITS, limit)
-        self._files = _named_files(train, val, test)
+        if isinstance(train, dict) and (len(train) < 2 or streaming):
+            raise ValueError(
+                f"train: found sources {sorted(train)} with streaming={streaming}; accepted: at least two named "
+                "sources without streaming, or a path or list of paths."
+            )
+        self._origins = _origins(train) if isinstance(train, dict) else []
+        self._files = _named_files([path for _, path in self._origins] or train, val, test)
         self._val_fraction = float(val) if isinstance(val, (int, float)) else None
         truncation = Truncation(max_length, max_prompt_length, prompt_truncation, completion_truncation)
         self._settings = Settings(
@@ -172,6 +179,16 @@ class TextPreferenceDataModule(PreferenceDataModule):
         example = parse(self._source_row(split, index), self._settings.columns, allow_empty_prompt=True)
         prompt = None if example.prompt is None else plain(example.prompt)
         return {"prompt": prompt, "completions": [plain(c) for c in example.completions]}
+
+    def sources(self) -> dict[str, np.ndarray]:
+        """Return name -> row ids of `datasets["train"]`, where `train` names its sources."""
+        if not self._origins:
+            return {}
+        joined = self._source("train")
+        assert isinstance(joined, JoinedSource)
+        part = np.searchsorted(joined.ends, self.datasets["train"].source_rows, side="right")
+        owner = np.asarray([name for name, _ in self._origins])[part]
+        return {name: np.flatnonzero(owner == name) for name, _ in self._origins}
 
     def stats(self, split: str) -> dict[str, Any]:
         """Return counts, token lengths, duplicates and contradictions of a split."""
@@ -237,7 +254,12 @@ def _template(given: str) -> str:
     return Path(given).read_text(encoding="utf-8")
 
 
-def _named_files(train: Files | None, val: Any, test: Any) -> dict[str, Files]:
+def _origins(train: dict[str, Files]) -> list[tuple[str, str]]:
+    """(source, path) for every path of every source, in order."""
+    return [(n, p) for n, files in train.items() for p in ([files] if isinstance(files, str) else files)]
+
+
+def _named_files(train: Any, val: Any, test: Any) -> dict[str, Files]:
     files: dict[str, Files] = {} if train is None else {"train": train}
     fraction = isinstance(val, (int, float))
     if fraction and (train is None or not 0 < val < 1):

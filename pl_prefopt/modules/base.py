@@ -105,12 +105,19 @@ class PreferenceModule(pl.LightningModule):
 
         Callbacks may pass any batch, so nothing that was cached for a split is used.
         """
+        scores = self._score_anywhere(batch)
+        return scores.chosen, scores.rejected
+
+    def pair_losses(self, batch: Batch) -> Tensor:
+        """The objective's loss per pair, (B,), with gradient to the policy; for callbacks, as `pair_logratios`."""
+        return self.objective(self._score_anywhere(batch))
+
+    def _score_anywhere(self, batch: Batch) -> PairScores:
         split, self.split = self.split, ""
         try:
-            scores = self.score(batch)
+            return self.score(batch)
         finally:
             self.split = split
-        return scores.chosen, scores.rejected
 
     # ---- building --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,163 @@
+"""The mixture moves to the useful source: in a foreign module, in ours, resumed, and on two processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from pl_prefopt.callbacks import GroupInfluenceMixture
+from pl_prefopt.callbacks.group_influence import _Probe, find_sources, quiet
+from pl_prefopt.sources import SourceSampler
+from tests import runs
+from tests.callbacks.test_reference_sync import trainer
+
+SOURCES = {"useful": range(0, 32), "noise": range(32, 64), "harmful": range(64, 96)}
+
+
+class Regression(pl.LightningModule):
+    """Somebody's own module, without pairs of text: y = x . w, squared error per row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = torch.nn.Linear(5, 1, bias=False)
+        torch.nn.init.zeros_(self.policy.weight)
+
+    def pair_losses(self, batch: Any) -> torch.Tensor:
+        x, y = batch
+        return 0.5 * (self.policy(x)[:, 0] - y).square()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.pair_losses(batch).mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def table(kind: int, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of one source: the true relation, labels that are noise, the opposite relation."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 5, generator=g)
+    truth = x @ torch.tensor([1.0, -2.0, 0.5, 0.0, 1.0])
+    return x, (truth, torch.randn(n, generator=g), -truth)[kind]
+
+
+def loaders() -> tuple[DataLoader, DataLoader]:
+    parts = [table(kind, 32, kind) for kind in range(3)]
+    rows = TensorDataset(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    train = DataLoader(rows, batch_size=8, sampler=SourceSampler(SOURCES, block=8))
+    return train, DataLoader(TensorDataset(*table(0, 32, 9)), batch_size=8)
+
+
+@pytest.mark.parametrize("method", ["identity", "diagonal", "cg"])
+def test_a_foreign_module_gets_more_of_the_useful_source(method: str, tmp_path: Path) -> None:
+    callback = GroupInfluenceMixture(every_n_steps=3, method=method, entropy=0.3)
+    train, val = loaders()
+    run = trainer(tmp_path, callback, max_steps=7)
+    run.fit(Regression(), train, val)
+    assert [h["step"] for h in callback.history] == [3, 6]
+    first = callback.history[0]["weights"]
+    assert first["useful"] > 0.6 > 0.3 > first["noise"] > first["harmful"]
+    assert json.loads((tmp_path / "mixture.json").read_text()) == callback.history
+
+
+def test_the_probe_computes_gradients_and_products_of_the_definition(tmp_path: Path) -> None:
+    """Squared errors: the Hessian is the mean of x x^T, the influence a dense solve."""
+    found: list[Any] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            own = GroupInfluenceMixture(method="cg", rows=32, damping=0.0, cg_steps=50)
+            with quiet(pl_module):
+                probe = _Probe(own, trainer, pl_module, find_sources(trainer.train_dataloader))
+                found.append((probe.influence([trainer.val_dataloaders]), pl_module.policy.weight[0].detach().clone()))
+
+    train, val = loaders()
+    train.dataset.tensors[0].mul_(1.5)  # type: ignore[attr-defined]
+    trainer(tmp_path, Watch(), max_steps=1).fit(Regression(), train, val)
+    influence, w = found[0]
+    x, y = (t.double() for t in train.dataset.tensors)  # type: ignore[attr-defined]
+    u, v = (t.double() for t in val.dataset.tensors)  # type: ignore[attr-defined]
+    w = w.double()
+    held = u.T @ (u @ w - v) / len(u)
+    hessian = sum(x[list(r)].T @ x[list(r)] / len(r) for r in SOURCES.values()) / 3
+    grads = torch.stack([x[list(r)].T @ (x[list(r)] @ w - y[list(r)]) / len(r) for r in SOURCES.values()])
+    want = grads @ torch.linalg.solve(hessian, held)  # type: ignore[arg-type]
+    assert influence[0].tolist() == pytest.approx(want.tolist(), rel=1e-3)
+
+
+def test_the_regression_variant_moves_the_same_way_and_leaves_the_weights_alone(tmp_path: Path) -> None:
+    class Fixed(Regression):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1e-12)
+
+    module = Fixed()
+    with torch.no_grad():
+        module.policy.weight += torch.randn(1, 5, generator=torch.Generator().manual_seed(1))
+    start = module.policy.weight.detach().clone()
+    callback = GroupInfluenceMixture(every_n_steps=1, variant="regression", candidates=16, surrogate="sklearn")
+    trainer(tmp_path, callback, max_steps=1).fit(module, *loaders())
+    torch.testing.assert_close(module.policy.weight.detach(), start, rtol=0, atol=1e-6)
+    weights = callback.history[0]["weights"]
+    assert weights["useful"] > weights["harmful"]
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    def fit(module: Regression, epochs: int, **options: Any) -> pl.Trainer:
+        run = trainer(tmp_path, GroupInfluenceMixture(every_n_steps=5), max_epochs=epochs)
+        run.fit(module, *loaders(), **options)
+        return run
+
+    whole, resumed = Regression(), Regression()
+    fit(whole, 3)
+    fit(Regression(), 2).save_checkpoint(tmp_path / "a.ckpt")
+    fit(resumed, 3, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert torch.equal(whole.policy.weight, resumed.policy.weight)
+
+
+def test_text_killed_and_resumed_and_spread_over_two_processes(tmp_path: Path) -> None:
+    runs.start(tmp_path / "whole", mixture=3)
+    killed = runs.start(tmp_path / "cut", check=False, mixture=3, kill_at=5)
+    assert killed.returncode == -9
+    runs.start(tmp_path / "cut", mixture=3, resume=str(tmp_path / "cut/checkpoints/step=4.ckpt"))
+    whole, resumed = runs.weights(tmp_path / "whole"), runs.weights(tmp_path / "cut")
+    assert [k for k in whole if not torch.equal(whole[k], resumed[k])] == []
+    runs.start(tmp_path / "two", mixture=3, devices=2, batch_size=2)
+    two = runs.weights(tmp_path / "two")
+    for key, value in whole.items():
+        torch.testing.assert_close(value, two[key], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every_n_steps": 0}, "every_n_steps"), ({"method": "kfac"}, "method must be one of"), ({"rows": 0}, "rows"),
+        ({"variant": "both"}, "variant"), ({"damping": -1.0}, "damping"), ({"candidates": 2}, "candidates"),
+        ({"surrogate": "none"}, "surrogate"), ({"entropy": -1.0}, "entropy"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GroupInfluenceMixture(**options)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    class Bare(Regression):
+        @property
+        def pair_losses(self) -> Any:  # type: ignore[override]
+            raise AttributeError
+
+    train, val = loaders()
+    with pytest.raises(TypeError, match="pair_logratios"):
+        trainer(tmp_path, GroupInfluenceMixture(), max_steps=1).fit(Bare(), train, val)
+    with pytest.raises(ValueError, match="does not draw from named sources"):
+        trainer(tmp_path, GroupInfluenceMixture(), max_steps=1).fit(Regression(), val, val)
+    with pytest.raises(ValueError, match="needs a validation set"):
+        trainer(tmp_path, GroupInfluenceMixture(), max_steps=1).fit(Regression(), train)
