@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.configurable import from_config, to_config
 from pl_prefopt.metrics import ExactMeans
+from pl_prefopt.metrics.functional import ndcg
 from pl_prefopt.modules.checkpoints import check_state, compare_hparams, keep_trainable, trainable_tensors
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies.base import FromCallable, PolicyBuilder
@@ -46,7 +47,7 @@ class PreferenceModule(pl.LightningModule):
 
     provides: ClassVar[frozenset[str]] = frozenset({"reference", "rejected", "list", "preference_prob", "margins"})
     metric_names: ClassVar[tuple[str, ...]] = (
-        "loss", "accuracy", "margin", "chosen_logratio", "rejected_logratio",
+        "loss", "accuracy", "margin", "chosen_logratio", "rejected_logratio", "ndcg",
     )  # fmt: skip
 
     policy: nn.Module
@@ -210,7 +211,10 @@ class PreferenceModule(pl.LightningModule):
                 )
 
     def row_metrics(self, scores: PairScores, losses: Tensor) -> dict[str, Tensor]:
-        """Quantities per pair, (B,) each, that become `{stage}/name`. Modalities add their own."""
+        """Quantities per pair, (B,) each, that become `{stage}/name`; in evaluation, lists with relevance get `ndcg`.
+
+        Modalities add their own.
+        """
         out = {"loss": losses, "chosen_logratio": scores.chosen.detach()}
         if scores.logratios.shape[1] == 1:
             return out
@@ -219,6 +223,8 @@ class PreferenceModule(pl.LightningModule):
         out["rejected_logratio"] = scores.rejected.detach()
         out["accuracy"] = (gap > 0).float() + 0.5 * (gap == 0).float()
         out["margin"] = gap
+        if "relevance" in scores.extra and not self.training:
+            out["ndcg"] = ndcg(rewards, scores.extra["relevance"], mask=scores.mask)
         return out
 
     def _evaluate(self, stage: str, batch: Batch, dataloader_idx: int) -> None:
