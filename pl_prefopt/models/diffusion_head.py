@@ -35,7 +35,7 @@ class DiffusionHead(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, noisy: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
-        """Noise in `noisy` (..., channels), given the timestep (...) in [0, 1000) and the condition (..., condition)."""
+        """Noise in `noisy` (..., channels), at timesteps (...) in [0, 1000), under the condition (..., condition)."""
         mix = self.time(sinusoids(timestep).to(noisy.dtype)) + self.condition(condition)
         hidden = self.enter(noisy)
         for block in self.blocks:

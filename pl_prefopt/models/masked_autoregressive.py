@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from pl_prefopt.models.diffusion_head import DiffusionHead
@@ -151,7 +151,8 @@ class MaskedAutoregressive(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _run(self, block: nn.Module, hidden: Tensor, bias: Tensor | None, context: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, self._gradient_checkpointing_func(block, hidden, bias, context))
+            recompute = cast(Callable[..., Tensor], self._gradient_checkpointing_func)
+            return recompute(block, hidden, bias, context)
         return block(hidden, bias, context)
 
 
