@@ -1,0 +1,92 @@
+"""The masked autoregressive family: tokens, masks and per-token noise in place of one noisy picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pl_prefopt.diffusion.families import Condition, Family
+from pl_prefopt.diffusion.processes import Diffusion
+
+MASK_MEAN, MASK_STD, MASK_LOW, MASK_HIGH = 1.0, 0.25, 0.7, 1.0
+
+
+class MaskedTokens(Family):
+    """MaskedAutoregressive networks: the error is the mean over masked tokens of the head's noise error.
+
+    What is random per row, and so shared by winner and loser and by policy and reference: the mask (its ratio is
+    truncated normal, mean 1, std .25, in [.7, 1]; LightGen, 2503.08619), the timestep of every token, the noise,
+    whether the caption is dropped; each `repeats` times for one mask where a token is concerned. That all of these are
+    shared in LightGen's second stage is unverified: its code is not public.
+
+    Args:
+        patch: latent positions per side of a token.
+        repeats: draws of timestep and noise for one mask.
+        text_drop: probability that a row sees the learned empty caption.
+        process: noise process; None is the cosine schedule of 1000 steps that the head is trained with.
+    """
+
+    output_layer = "head"
+
+    def __init__(self, patch: int, repeats: int = 4, text_drop: float = 0.0, process: Diffusion | None = None) -> None:
+        super().__init__(process or Diffusion(cosine_scheduler()))
+        self.patch = patch
+        self.multiple = patch
+        self.repeats = repeats
+        self.text_drop = text_drop
+
+    def draw(
+        self, generator: torch.Generator, shape: tuple[int, int, int], level: Callable[[], float]
+    ) -> dict[str, Tensor]:
+        """The random numbers of one row whose latents have `shape` (C, h, w): mask (S,), times and noise (R, S, ...)."""
+        channels, height, width = shape
+        size, count = channels * self.patch**2, (height // self.patch) * (width // self.patch)
+        ratio = torch.nn.init.trunc_normal_(
+            torch.empty(()), MASK_MEAN, MASK_STD, MASK_LOW, MASK_HIGH, generator=generator
+        )
+        masked = torch.zeros(count, dtype=torch.bool)
+        masked[torch.randperm(count, generator=generator)[: max(1, math.ceil(float(ratio) * count))]] = True
+        levels = torch.tensor([level() for _ in range(self.repeats * count)]).view(self.repeats, count)
+        times = self.process.timestep(levels)
+        return {
+            "masked": masked,
+            "times": times,
+            "t": self.process.timestep(levels[:, masked].mean()),
+            "noise": torch.randn(self.repeats, count, size, generator=generator),
+            "text_drop": torch.rand((), generator=generator) < self.text_drop,
+        }
+
+    def residual(self, network: Any, x0: Tensor, draws: dict[str, Tensor], cond: Condition) -> Tensor:
+        """(N, R, S, D) float32, noise error at masked tokens times sqrt(S / masked), zero at visible ones.
+
+        The mean of its square is therefore the mean over masked tokens, Σ(loss · mask) / Σ mask.
+        """
+        clean = network.patchify(x0).unsqueeze(1).expand_as(draws["noise"])
+        noisy = self.process.noised(clean.flatten(0, -2), draws["noise"].flatten(0, -2), draws["times"].flatten())
+        dtype = next(network.parameters()).dtype
+        prediction = network(
+            x0.to(dtype),
+            draws["masked"],
+            noisy.view_as(clean).to(dtype),
+            draws["times"],
+            cond["prompt_embeds"].to(dtype),
+            draws["text_drop"],
+        )
+        masked = draws["masked"].float()
+        scale = masked * (masked.shape[1] / masked.sum(1, keepdim=True)).sqrt()
+        return (prediction.float() - draws["noise"]) * scale[:, None, :, None]
+
+    def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Not asked: a token's noise needs the mask and the clean tokens; see `residual`."""
+        raise NotImplementedError("masked autoregressive networks are scored by residual()")
+
+
+def cosine_scheduler() -> Any:
+    """The head's noise schedule: squared cosine, 1000 steps, noise prediction."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
