@@ -55,6 +55,16 @@ class ArrowSource(Source):
     def __getitem__(self, index: int) -> Row:
         return self._dataset[int(index)]
 
+    def undecoded(self) -> ArrowSource:
+        """Return the same rows with columns of images as {"bytes", "path"}."""
+        from datasets import Image
+
+        found = self._dataset
+        for name, feature in found.features.items():
+            if isinstance(feature, Image):
+                found = found.cast_column(name, Image(decode=False))
+        return ArrowSource(found, self.name)
+
     def digest(self) -> str:
         """Return the fingerprint that `datasets` keeps with the content."""
         return str(self._dataset._fingerprint)

@@ -47,7 +47,7 @@ def parse(raw: dict[str, Any], columns: dict[str, str] | None = None, *, allow_e
     Raises:
         BadRow: a column is missing or holds what cannot be used.
     """
-    row = _renamed(raw, columns or {})
+    row = renamed(raw, columns or {})
     reader = next((read for key, read in LAYOUTS if row.get(key) is not None), None)
     if reader is None:
         hint = nearest("chosen", row) or "Name your columns with columns: {chosen: ..., rejected: ...}."
@@ -63,7 +63,8 @@ def parse(raw: dict[str, Any], columns: dict[str, str] | None = None, *, allow_e
     return _best_first(example) if reader is _read_list else example
 
 
-def _renamed(raw: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+def renamed(raw: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    """Return the row with our names beside the file's; `columns` maps ours to theirs."""
     row = dict(raw)
     for ours, theirs in columns.items():
         if theirs not in raw:
@@ -91,7 +92,7 @@ def _read_pair(row: dict[str, Any]) -> Example:
 
 
 def _read_list(row: dict[str, Any]) -> Example:
-    found = _parsed(row["completions"])
+    found = parsed(row["completions"])
     if not isinstance(found, list) or len(found) < 2:
         raise BadRow("bad_type", "completions", shown(found), "a list of at least two completions")
     return _joined(row.get("prompt"), [_text(c, f"completions[{i}]") for i, c in enumerate(found)])
@@ -186,7 +187,7 @@ def _refuse_empty(example: Example, allow_empty_prompt: bool) -> None:
     )
     for name, completion in zip(names, example.completions, strict=True):
         if _is_empty(completion):
-            raise BadRow("empty_completion", name, shown(completion), "text with at least one visible character", _DROP)
+            raise BadRow("empty_completion", name, shown(completion), "text with at least one visible character", DROP)
     if example.prompt is not None and not allow_empty_prompt and _is_empty(example.prompt):
         raise BadRow(
             "empty_prompt",
@@ -197,7 +198,7 @@ def _refuse_empty(example: Example, allow_empty_prompt: bool) -> None:
         )
 
 
-_DROP = "Repair the row, or set on_bad_row: drop to leave such rows out and count them."
+DROP = "Repair the row, or set on_bad_row: drop to leave such rows out and count them."
 
 
 def _is_empty(text: Text) -> bool:
@@ -216,12 +217,12 @@ def _refuse_identical(example: Example) -> None:
             "rejected",
             f"the same as chosen, {shown(example.completions[0])}",
             "two different completions",
-            _DROP,
+            DROP,
         )
 
 
 def _numbers(row: dict[str, Any], count: int) -> dict[str, Any]:
-    row = {k: _parsed(v) if k in NUMERIC else v for k, v in row.items()}
+    row = {k: parsed(v) if k in NUMERIC else v for k, v in row.items()}
     numbers: dict[str, Any] = {
         k: number(k, row[k], low=r[0], high=r[1]) for k, r in PAIR_NUMBERS.items() if row.get(k) is not None
     }
@@ -237,7 +238,7 @@ def _numbers(row: dict[str, Any], count: int) -> dict[str, Any]:
     return numbers
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
     """Read a number, or a list of numbers, that a CSV cell holds as text."""
     try:
         return json.loads(value) if isinstance(value, str) else value

@@ -27,12 +27,13 @@ class JoinedSource(Source):
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def _locate(self, index: int) -> tuple[Source, int]:
+    def locate(self, index: int) -> tuple[Source, int]:
+        """Return the part that holds row `index`, and its number there."""
         part = bisect_right(self.ends, index)
         return self.parts[part], index - (self.ends[part - 1] if part else 0)
 
     def __getitem__(self, index: int) -> Row:
-        part, at = self._locate(index)
+        part, at = self.locate(index)
         return part[at]
 
     def iterate(self, start: int) -> Iterator[Row]:
@@ -45,7 +46,7 @@ class JoinedSource(Source):
 
     def where(self, index: int) -> str:
         """Return the place inside the part."""
-        part, at = self._locate(index)
+        part, at = self.locate(index)
         return part.where(at)
 
     def digest(self) -> str:
