@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pl_prefopt.datamodules._checks import BadRow
+from pl_prefopt.datamodules._image_open import KINDS, conversions, decode
+from tests.datamodules.images import encoded, noise
+
+
+def png16(colour: int = 2) -> bytes:
+    """A 2 x 1 PNG of 16 bits per channel, colour type 2 (RGB) or 0 (grey), all values 0x8100."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    line = b"\0" + b"\x81\x00" * (3 if colour == 2 else 1) * 2
+    head = struct.pack(">IIBBBBB", 2, 1, 16, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(line)) + chunk(b"IEND", b"")
+
+
+def zero_png() -> bytes:
+    data = png16()
+    return data[:16] + struct.pack(">II", 0, 0) + data[24:]
+
+
+def animation() -> bytes:
+    return encoded(noise(0), "GIF", save_all=True, append_images=[noise(1)])
+
+
+RGBA = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "empty_image"),
+    "text": (b"not an image at all", "unreadable"),
+    "zero": (zero_png(), "zero_size|unreadable"),
+    "truncated jpeg": (encoded(noise(0, 96, 128), "JPEG")[:-200], "truncated"),
+    "truncated png": (encoded(noise(0))[:-200], "truncated"),
+    "header only": (encoded(noise(0))[:20], "unreadable"),
+    "16 bit colour": (png16(), "16bit"),
+    "16 bit grey": (png16(0), "16bit"),
+    "16 bit tiff": (encoded(Image.fromarray(np.full((2, 2), 40000, np.uint16)), "TIFF"), "16bit"),
+    "float": (encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "16bit"),
+    "cmyk": (encoded(noise(0).convert("CMYK"), "JPEG"), "cmyk"),
+    "animated": (animation(), "animated"),
+    "alpha": (encoded(RGBA), "alpha"),
+    "grey with alpha": (encoded(RGBA.convert("LA")), "alpha"),
+    "transparent palette": (encoded(Image.new("P", (2, 1)), transparency=0), "alpha"),
+    "lab": (encoded(Image.new("LAB", (2, 1)), "TIFF"), "colour_mode"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_images_are_refused(name: str) -> None:
+    data, reason = BAD[name]
+    with pytest.raises(BadRow, match=r"field .jpg_0.: found .+; accepted: .+\. .+") as caught:
+        decode(data, "jpg_0")
+    assert caught.value.reason in reason.split("|")
+
+
+@pytest.mark.parametrize("image", [noise(0), noise(0).convert("L"), noise(0).convert("P"), noise(0).convert("1")])
+def test_plain_images_lose_nothing(image: Image.Image) -> None:
+    found, changed = decode(encoded(image), "chosen")
+    assert changed == []
+    assert np.array_equal(np.asarray(found), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("16 bit colour", 0x81), ("16 bit grey", 0x80), ("16 bit tiff", 156), ("alpha", 255)],
+)
+def test_values_after_conversion(name: str, expected: int) -> None:
+    found, changed = decode(BAD[name][0], "chosen", conversions(True))
+    assert changed == [BAD[name][1]]
+    assert np.asarray(found)[..., 1].tolist()[0][0] == expected
+
+
+def test_first_frame_and_cmyk() -> None:
+    still, _ = decode(animation(), "chosen", conversions(["animated", "alpha"]))
+    assert np.abs(np.asarray(still, float) - np.asarray(noise(0), float)).mean() < 6
+    colours, _ = decode(encoded(noise(0).convert("CMYK"), "JPEG", quality=95), "chosen", conversions("cmyk"))
+    assert np.abs(np.asarray(colours, float) - np.asarray(noise(0), float)).mean() < 6
+
+
+def test_only_named_kinds_are_converted() -> None:
+    with pytest.raises(BadRow, match=r"convert: \[alpha\] to put it on white"):
+        decode(BAD["alpha"][0], "chosen", conversions(["cmyk"]))
+    with pytest.raises(ValueError, match=r"convert: found .alfa.; accepted: .*Did you mean 'alpha'"):
+        conversions(["alfa"])
+    assert conversions(True) == frozenset(KINDS)
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found, _ = decode(encoded(noise(0, 24, 32), "PNG", exif=exif), "chosen")
+    assert found.size == (24, 32)
+    assert np.array_equal(np.asarray(found), np.rot90(np.asarray(noise(0, 24, 32)), 3))
+
+
+def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BadRow, match="at most 100 pixels") as caught:
+        decode(encoded(noise(0)), "chosen")
+    assert caught.value.reason == "too_large"
+
+
+def test_a_stereo_photo_of_a_camera_is_no_animation() -> None:
+    out = io.BytesIO()
+    noise(0).save(out, "MPO", save_all=True, append_images=[noise(1)])
+    assert decode(out.getvalue(), "chosen")[1] == []
