@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.diffusion.families import Condition, Family
-from pl_prefopt.diffusion.processes import Diffusion
+from pl_prefopt.diffusion.processes import VariancePreserving
 
 MASK_MEAN, MASK_STD, MASK_LOW, MASK_HIGH = 1.0, 0.25, 0.7, 1.0
 
@@ -32,8 +32,10 @@ class MaskedTokens(Family):
 
     output_layer = "head"
 
-    def __init__(self, patch: int, repeats: int = 4, text_drop: float = 0.0, process: Diffusion | None = None) -> None:
-        super().__init__(process or Diffusion(cosine_scheduler()))
+    def __init__(
+        self, patch: int, repeats: int = 4, text_drop: float = 0.0, process: VariancePreserving | None = None
+    ) -> None:
+        super().__init__(process or VariancePreserving(cosine_scheduler()))
         self.patch = patch
         self.multiple = patch
         self.repeats = repeats
