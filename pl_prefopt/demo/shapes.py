@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pl_prefopt.configurable import Configurable
+from pl_prefopt.judges.base import Judge
 
 COLOURS = {
     "red": (0.86, 0.16, 0.18),
@@ -91,14 +92,9 @@ class ShapesWorld(Configurable):
         saved = 2 * overlap - paints.square().sum(1)[:, None] * norms
         gain, place = saved.flatten(1).max(1)
         clarity = (gain / change.square().sum((1, 2)).clamp(min=1e-12)).clamp(0, 1)
-        names = list(COLOURS)
-        count = len(shapes)
-        return [
-            Reading(names[int(p) // count], shapes[int(p) % count], float(c))
-            if c >= CLEAR
-            else Reading("", "", float(c))
-            for p, c in zip(place, clarity, strict=True)
-        ]
+        names, count = list(COLOURS), len(shapes)
+        seen = [(names[int(p) // count], shapes[int(p) % count]) for p in place]
+        return [Reading(*(s if c >= CLEAR else ("", "")), float(c)) for s, c in zip(seen, clarity, strict=True)]
 
 
 def parse(caption: str) -> tuple[str, str]:
@@ -157,3 +153,19 @@ def accuracy(captions: Sequence[str], readings: Sequence[Reading]) -> dict[str, 
     shape = [r.shape == s for r, (_, s) in zip(readings, wanted, strict=True)]
     both = [a and b for a, b in zip(colour, shape, strict=True)]
     return {name: float(np.mean(found)) for name, found in (("colour", colour), ("shape", shape), ("both", both))}
+
+
+class ShapesJudge(Judge):
+    """Agreement of a picture with its caption in [0, 1]: 0, 1/2 or 1 attributes of 2, times the clarity.
+
+    Args:
+        world: the world whose pictures are judged.
+    """
+
+    def __init__(self, world: ShapesWorld = ShapesWorld()) -> None:  # noqa: B008
+        self.world = world
+
+    def score(self, conditions: Sequence[str], samples: Sequence[Tensor]) -> Tensor:
+        """Scores (B,)."""
+        readings = self.world.read(torch.stack(list(samples)))
+        return torch.tensor([agreement(c, r) for c, r in zip(conditions, readings, strict=True)])
