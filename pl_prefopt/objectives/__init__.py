@@ -1,6 +1,7 @@
 """Objectives: what YAML names in `objective:`."""
 
 from pl_prefopt.objectives.base import Objective
+from pl_prefopt.objectives.ddo import DDO
 from pl_prefopt.objectives.lists import ADPO, IRPO, PlackettLuce, SoftmaxDPO
 from pl_prefopt.objectives.mixture import WPO, Mixture
 from pl_prefopt.objectives.multi import MODPO
@@ -28,6 +29,7 @@ from pl_prefopt.objectives.targets import list_targets
 __all__ = [
     "ADPO",
     "BCO",
+    "DDO",
     "DPO",
     "DPOP",
     "EXO",

@@ -14,6 +14,7 @@ from pl_prefopt import losses, objectives
 from pl_prefopt.objectives import (
     ADPO,
     BCO,
+    DDO,
     DPO,
     DPOP,
     EXO,
@@ -77,6 +78,7 @@ MARGINS = torch.tensor([[[0.2], [-0.2]], [[-0.1], [0.4]], [[0.3], [0.1]]])
 CASES: list[tuple[Objective, Tensor]] = [
     (DPO(0.3), losses.dpo_loss(W, R, beta=0.3)),
     (DPO(0.3, label_smoothing=0.1, margin=0.2), losses.dpo_loss(W, R, beta=0.3, label_smoothing=0.1, margin=0.2)),
+    (DDO(2.0, 0.3), losses.ddo_loss(W, R, alpha=2.0, beta=0.3)),
     (NormalizedDPO(0.3), losses.dpo_loss(W, R, beta=0.3)),
     (LDDPO(0.3), losses.dpo_loss(W, R, beta=0.3)),
     (IPO(0.3), losses.ipo_loss(W, R, beta=0.3)),
