@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -88,7 +87,7 @@ def decode(data: bytes, field: str, convert: frozenset[str] = frozenset()) -> tu
         BadRow: the bytes are empty, no image, cut off, of zero size, or of a kind that may not be converted.
     """
     image = _opened(data, field)
-    kinds = [name for name, kind in KINDS.items() if kind.found(image)]
+    kinds = _kinds(image, field)
     for name in kinds:
         if name not in convert:
             hint = f"Set convert: [{name}] to {_HOW[name]}, or on_bad_row: drop to leave such rows out and count them."
@@ -113,19 +112,24 @@ def _opened(data: bytes, field: str) -> Image.Image:
     if not data:
         raise BadRow("empty_image", field, "0 bytes", "the bytes of an image file", DROP)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         begin = data[:8].hex(" ")
         raise BadRow("unreadable", field, f"{len(data)} bytes that are no image ({begin} ...)", _FILES, DROP) from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
         raise BadRow("too_large", field, str(error), f"at most {Image.MAX_IMAGE_PIXELS} pixels", DROP) from None
     except Exception as error:
         raise _broken(error, field) from None
     if 0 in image.size:
         raise BadRow("zero_size", field, f"an image of {image.width} x {image.height} pixels", "at least 1 x 1", DROP)
     return image
+
+
+def _kinds(image: Image.Image, field: str) -> list[str]:
+    try:
+        return [name for name, kind in KINDS.items() if kind.found(image)]
+    except Exception as error:  # counting the frames of an animation reads all of it
+        raise BadRow("truncated", field, f"a {image.format} that cannot be read ({error})", _FILES, _CUT) from None
 
 
 def _loaded(image: Image.Image, field: str) -> Image.Image:

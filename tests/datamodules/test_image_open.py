@@ -47,6 +47,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "float": (encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "16bit"),
     "cmyk": (encoded(noise(0).convert("CMYK"), "JPEG"), "cmyk"),
     "animated": (animation(), "animated"),
+    "cut animation": (animation()[:-30], "truncated|animated"),
     "alpha": (encoded(RGBA), "alpha"),
     "grey with alpha": (encoded(RGBA.convert("LA")), "alpha"),
     "transparent palette": (encoded(Image.new("P", (2, 1)), transparency=0), "alpha"),
@@ -103,8 +104,8 @@ def test_exif_orientation_is_applied() -> None:
 
 
 def test_a_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(BadRow, match="at most 100 pixels") as caught:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    with pytest.raises(BadRow, match="at most 300 pixels") as caught:
         decode(encoded(noise(0)), "chosen")
     assert caught.value.reason == "too_large"
 
