@@ -7,7 +7,7 @@ and `time_ids` (B, 6); `guidance` (B,) for guidance-distilled transformers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,28 @@ class Family(ABC):
     @abstractmethod
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The network's prediction for (N, C, h, w) at timesteps t (N,), in the network's dtype."""
+
+    def draw(
+        self, generator: torch.Generator, shape: tuple[int, int, int], level: Callable[[], float]
+    ) -> dict[str, Tensor]:
+        """The random numbers of one row, shared by its samples and by policy and reference.
+
+        Args:
+            generator: the row's own, on the CPU.
+            shape: (C, h, w) of a latent.
+            level: draws a noise level in [0, 1).
+
+        Returns:
+            `t` (), the row's timestep, and `noise` (C, h, w); families may add or replace entries except `t`.
+        """
+        u = torch.tensor([level()], dtype=torch.float64)
+        return {"t": self.process.timestep(u)[0], "noise": torch.randn(shape, generator=generator)}
+
+    def residual(self, network: nn.Module, x0: Tensor, draws: dict[str, Tensor], cond: Condition) -> Tensor:
+        """Prediction minus target, (N, ...) float32, for clean latents (N, C, h, w) and draws stacked over rows."""
+        t, noise = draws["t"], draws["noise"]
+        prediction = self.predict(network, self.process.noised(x0, noise, t), t, cond)
+        return prediction.float() - self.process.target(x0, noise, t).float()
 
     def timestep(self, u: Tensor) -> Tensor:
         """(B,) noise levels in [0, 1) -> (B,) timesteps."""

@@ -1,0 +1,145 @@
+"""The frozen side of a pipeline: text encoders and VAE, used to fill caches, to sample, and where nothing is cached."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pl_prefopt.diffusion.components import Source
+
+
+class Conditioner:
+    """Turns captions into embeddings and pictures into latents and back; never trains, never leaves eval mode.
+
+    Args:
+        source: where the components come from.
+        dtype: of the text encoders; the VAE is always float32, since several VAEs overflow in half precision.
+        device: where the networks are put.
+    """
+
+    def __init__(self, source: Source, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        self.source = source
+        self.device = torch.device(device)
+        self.pipe = source.pipeline(dtype, None)
+        self.vae: Any = self.pipe.vae
+        for network in self.networks():
+            network.to(self.device).eval().requires_grad_(False)
+
+    def networks(self) -> list[nn.Module]:
+        """Text encoders and VAE."""
+        return [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, along each side; 1 without a VAE."""
+        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent; 3 without a VAE."""
+        return 3 if self.vae is None else self.vae.config.latent_channels
+
+    # ---- text ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """`prompt_embeds` (N, L, D) and, where the family has them, `pooled` (N, P), by the pipeline's own code."""
+        if isinstance(captions, str):
+            raise ValueError(f"captions must be a list of strings, got the string {captions!r}")
+        prompts: list[Any] = [list(captions)] + [None] * (self.source.kind.prompts - 1)
+        options: dict[str, Any] = {"device": self.device, "num_images_per_prompt": 1}
+        if self.source.pipeline_name != "FluxPipeline":
+            options["do_classifier_free_guidance"] = False
+        length = self._sequence_length()
+        if length is not None:
+            options["max_sequence_length"] = length
+        embeds, *rest = self.pipe.encode_prompt(*prompts, **options)
+        pooled = next((v for v in rest if v is not None and v.dim() == 2 and len(v) == len(captions)), None)
+        return {"prompt_embeds": embeds} if pooled is None else {"prompt_embeds": embeds, "pooled": pooled}
+
+    def _sequence_length(self) -> int | None:
+        """Tokens of the T5 encoder: the pipeline's default, or less where the tokenizer allows less."""
+        last = getattr(self.pipe, f"tokenizer_{self.source.kind.prompts}", None)
+        if not self.source.kind.flow or last is None:
+            return None
+        default = 512 if self.source.pipeline_name == "FluxPipeline" else 256
+        return min(default, last.model_max_length)
+
+    def unconditional(self, count: int) -> dict[str, Tensor]:
+        """What guidance subtracts: the empty caption, or zeros where the pipeline was trained with zeros (SDXL)."""
+        one = self.encode_text([""])
+        if self.pipe.config.get("force_zeros_for_empty_prompt"):
+            one = {key: torch.zeros_like(value) for key, value in one.items()}
+        return {key: value.expand(count, *value.shape[1:]) for key, value in one.items()}
+
+    # ---- pictures --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latent posterior, (N, C, h, w) float32, shifted and scaled for training.
+
+        Args:
+            pixels: (N, 3, H, W) in [-1, 1], H and W multiples of `factor`. Without a VAE they are their own latents.
+
+        Raises:
+            ValueError: a size that the VAE cannot take, or latents that are not finite.
+        """
+        height, width = pixels.shape[-2:]
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"pictures are {height} x {width} pixels, but the VAE halves them to 1/{self.factor}: height and width "
+                f"must be multiples of {self.factor}; change `resolution`"
+            )
+        if self.vae is None:
+            return pixels.float(), torch.zeros_like(pixels, dtype=torch.float32)
+        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+        shift, scale = self._shift_and_scale()
+        mean, std = (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
+            raise ValueError(
+                f"the VAE gave latents that are not finite in {self.vae.dtype}; run it in float32, or use a VAE that "
+                "was repaired for half precision"
+            )
+        return mean, std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] of latents (N, C, h, w) as `encode_pixels` gives them.
+
+        Raises:
+            ValueError: pixels that are not finite.
+        """
+        if self.vae is not None:
+            shift, scale = self._shift_and_scale()
+            latents = self.vae.decode(latents.to(self.device, self.vae.dtype) / scale + shift).sample
+        if not bool(torch.isfinite(latents).all()):
+            raise ValueError("the decoded pictures are not finite; run the VAE in float32, and look at the latents")
+        return (latents.float() / 2 + 0.5).clamp(0, 1)
+
+    def _shift_and_scale(self) -> tuple[float, float]:
+        config = self.vae.config
+        return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
+
+    # ---- identity --------------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """Hash of weights and configuration of VAE and text encoders: the key of everything cached from them."""
+        digest = hashlib.sha256(self.source.pipeline_name.encode())
+        for name, part in sorted(self.pipe.components.items()):
+            if isinstance(part, nn.Module):
+                digest.update(f"{name} {_settings(part)}".encode())
+                for key, value in part.state_dict().items():
+                    digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+                    digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _settings(part: Any) -> str:
+    """The configuration of a network without what depends on where it was loaded from."""
+    config = part.config if isinstance(part.config, dict) else part.config.to_dict()
+    config = {k: v for k, v in dict(config).items() if not k.startswith("_") and k not in ("dtype", "torch_dtype")}
+    return str(sorted((k, str(v)) for k, v in config.items() if k not in ("transformers_version", "architectures")))

@@ -1,0 +1,140 @@
+"""Denoisers of diffusers pipelines by name, by folder, or tiny, with or without adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pl_prefopt.policies.base import PolicyBuilder, check_lora, disable_dropout
+from pl_prefopt.policies.causal_lm import DTYPES
+
+if TYPE_CHECKING:
+    from pl_prefopt.diffusion.components import Source
+    from pl_prefopt.diffusion.conditioner import Conditioner
+    from pl_prefopt.diffusion.families import Family
+
+
+class Diffusion(PolicyBuilder):
+    """The UNet or transformer of a text-to-image pipeline: SD 1.5, SD 2, SDXL, SD3/3.5, Flux.
+
+    Args:
+        pretrained: hub name or folder in diffusers' layout; exactly one of `pretrained` and `tiny` is given.
+        tiny: a tiny model with random weights: "sd", "sd-v", "sdxl", "sd3", "flux", or "pixel" (no VAE).
+        revision: branch, tag or commit of `pretrained`.
+        variant: variant of its files, e.g. "fp16".
+        dtype: "float32", "bfloat16" or "float16", of denoiser and text encoders; the VAE is always float32.
+        lora: arguments of peft.LoraConfig; `target_modules` defaults to the attention projections, `lora_alpha` to
+            `r`, the initialisation to "gaussian". None trains all weights.
+        adapter: folder or file of a trained adapter in diffusers' format to continue from.
+        prediction_type: "epsilon", "v_prediction" or "sample", over what the scheduler's configuration says.
+        gradient_checkpointing: recompute activations in backward.
+        seed: seed of the weights of `tiny` and of new adapters.
+
+    Raises:
+        ValueError: both or neither of `pretrained` and `tiny`, an unknown name, dtype or adapter option.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        tiny: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        dtype: str = "float32",
+        lora: dict[str, Any] | None = None,
+        adapter: str | None = None,
+        prediction_type: str | None = None,
+        gradient_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if (pretrained is None) == (tiny is None):
+            raise ValueError(
+                f"give exactly one of pretrained (a name or folder) and tiny (e.g. 'sd'); got "
+                f"pretrained={pretrained!r}, tiny={tiny!r}"
+            )
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        if lora is not None and adapter is not None:
+            raise ValueError("give lora (a new adapter) or adapter (a trained one), not both")
+        check_lora(lora)
+        self.pretrained = pretrained
+        self.tiny = tiny
+        self.revision = revision
+        self.variant = variant
+        self.dtype = dtype
+        self.lora = lora
+        self.adapter = adapter
+        self.prediction_type = prediction_type
+        self.gradient_checkpointing = gradient_checkpointing
+        self.seed = seed
+
+    def source(self) -> Source:
+        """Where the components come from."""
+        from pl_prefopt.diffusion.components import PretrainedSource, TinySource
+
+        if self.tiny is not None:
+            return TinySource(self.tiny, self.seed)
+        assert self.pretrained is not None
+        return PretrainedSource(self.pretrained, self.revision, self.variant)
+
+    def __call__(self) -> nn.Module:
+        """Build the denoiser alone; the global random state is left as it was."""
+        source = self.source()
+        network = source.component(source.kind.denoiser, DTYPES[self.dtype]).requires_grad_(True)
+        disable_dropout(network)
+        if self.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self._adapt(network, source)
+        return network.train()
+
+    def family(self) -> Family:
+        """How the denoiser is called, and with which noise process."""
+        source = self.source()
+        return source.kind.family(source.process(self.prediction_type))
+
+    def conditioner(self, device: torch.device | str = "cpu") -> Conditioner:
+        """A fresh copy of the frozen VAE and text encoders; drop it when the caches are filled."""
+        from pl_prefopt.diffusion.conditioner import Conditioner
+
+        return Conditioner(self.source(), DTYPES[self.dtype], device)
+
+    def pipeline(self, policy: nn.Module) -> Any:
+        """A diffusers pipeline around `policy`, to save or to sample with diffusers' own code."""
+        return self.source().pipeline(DTYPES[self.dtype], policy)
+
+    def _adapt(self, network: Any, source: Source) -> None:
+        if self.adapter is not None:
+            _load_adapter(network, self.adapter, source)
+        elif self.lora is not None:
+            from peft import LoraConfig
+
+            rank = self.lora.get("r", 8)
+            defaults = {
+                "lora_alpha": rank,
+                "target_modules": list(source.kind.targets),
+                "init_lora_weights": "gaussian",
+            }
+            network.requires_grad_(False)
+            network.add_adapter(LoraConfig(**{**defaults, **self.lora}), adapter_name="default")
+
+
+def _load_adapter(network: Any, path: str, source: Source) -> None:
+    """Load a diffusers LoRA into the network, trainable, under the name "default"."""
+    where = Path(path)
+    if not where.exists():
+        raise ValueError(f"adapter: {path!r} does not exist; give the folder or file that an export wrote")
+    import diffusers
+
+    cls = getattr(diffusers, source.pipeline_name)
+    options: dict[str, Any] = {"weight_name": where.name} if where.is_file() else {}
+    loaded = cls.lora_state_dict(str(where.parent if where.is_file() else where), return_lora_metadata=True, **options)
+    state, metadata = loaded[0], loaded[-1]
+    network.requires_grad_(False)
+    network.load_lora_adapter(state, prefix=source.kind.denoiser, adapter_name="default", metadata=metadata)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_("lora_" in name)
