@@ -27,15 +27,13 @@ class MaskedTokens(Family):
         patch: latent positions per side of a token.
         repeats: draws of timestep and noise for one mask.
         text_drop: probability that a row sees the learned empty caption.
-        process: noise process; None is the cosine schedule of 1000 steps that the head is trained with.
+        clip: bound of the estimate of a clean token in sampling; None does not bound it.
     """
 
-    output_layer = "head"
+    output_layer = "head.leave"
 
-    def __init__(
-        self, patch: int, repeats: int = 4, text_drop: float = 0.0, process: VariancePreserving | None = None
-    ) -> None:
-        super().__init__(process or VariancePreserving(cosine_scheduler()))
+    def __init__(self, patch: int, repeats: int = 4, text_drop: float = 0.0, clip: float | None = None) -> None:
+        super().__init__(VariancePreserving(cosine_scheduler(clip)))
         self.patch = patch
         self.multiple = patch
         self.repeats = repeats
@@ -44,7 +42,10 @@ class MaskedTokens(Family):
     def draw(
         self, generator: torch.Generator, shape: tuple[int, int, int], level: Callable[[], float]
     ) -> dict[str, Tensor]:
-        """The random numbers of one row whose latents have `shape` (C, h, w): mask (S,), times and noise (R, S, ...)."""
+        """The random numbers of one row with latents of `shape` (C, h, w): mask (S,), times (R, S), noise (R, S, D).
+
+        `t` () is the timestep of the mean level over masked tokens; `level` is asked once per token.
+        """
         channels, height, width = shape
         size, count = channels * self.patch**2, (height // self.patch) * (width // self.patch)
         ratio = torch.nn.init.trunc_normal_(
@@ -87,8 +88,9 @@ class MaskedTokens(Family):
         raise NotImplementedError("masked autoregressive networks are scored by residual()")
 
 
-def cosine_scheduler() -> Any:
+def cosine_scheduler(clip: float | None = None) -> Any:
     """The head's noise schedule: squared cosine, 1000 steps, noise prediction."""
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    bounds = {"clip_sample": clip is not None, "clip_sample_range": 1.0 if clip is None else clip}
+    return DDPMScheduler(beta_schedule="squaredcos_cap_v2", **bounds)
