@@ -14,15 +14,19 @@ if __name__ != "pl_prefopt.datamodules":
 if TYPE_CHECKING:
     from pl_prefopt.datamodules._base import PreferenceDataModule
     from pl_prefopt.datamodules._collate import Collator
+    from pl_prefopt.datamodules._image_rows import ImagePairs
     from pl_prefopt.datamodules._loader import PlannedLoader
     from pl_prefopt.datamodules._rows import TokenizedRows
     from pl_prefopt.datamodules._sampler import EvalBatches, Share, TrainBatches
+    from pl_prefopt.datamodules.image import ImagePreferenceDataModule
     from pl_prefopt.datamodules.text import TextPreferenceDataModule
     from pl_prefopt.datamodules.tokenizers import PretrainedTokenizer, TokenizerBuilder, TrainedTokenizer
 
 _HOMES = {
     "Collator": "_collate",
     "EvalBatches": "_sampler",
+    "ImagePairs": "_image_rows",
+    "ImagePreferenceDataModule": "image",
     "PlannedLoader": "_loader",
     "PreferenceDataModule": "_base",
     "PretrainedTokenizer": "tokenizers",
@@ -36,6 +40,8 @@ _HOMES = {
 __all__ = [
     "Collator",
     "EvalBatches",
+    "ImagePairs",
+    "ImagePreferenceDataModule",
     "PlannedLoader",
     "PreferenceDataModule",
     "PretrainedTokenizer",

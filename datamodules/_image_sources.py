@@ -117,6 +117,11 @@ class ImageSource:
         place = Path(part.name).expanduser()
         return place if place.is_dir() else place.parent
 
+    @property
+    def ends(self) -> list[int]:
+        """Number of rows up to and with each of the joined files."""
+        return self.source.ends if isinstance(self.source, JoinedSource) else [len(self.source)]
+
     def stamp(self) -> str:
         """Return a key that changes with the data files and the columns, without reading large files."""
         parts = self.source.parts if isinstance(self.source, JoinedSource) else [self.source]
