@@ -1,0 +1,240 @@
+"""`Claim`, intervals over seeds, results on disk, and the page they become."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+SHARED = ("frame", "train", "pictures")
+Result = dict[str, Any]
+"""What one seed gives: plain JSON values."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One number per seed, and the range that its 95% interval must lie in for the claim to hold.
+
+    Args:
+        name: what it is, with its unit.
+        of: result of a seed -> number.
+        low: the whole interval must lie above; None: no lower bound.
+        high: the whole interval must lie below; None: no upper bound.
+        digits: decimals in the table.
+
+    With neither bound the number is reported and decides nothing.
+    """
+
+    name: str
+    of: Callable[[Result], float]
+    low: float | None = None
+    high: float | None = None
+    digits: int = 2
+
+    @property
+    def decides(self) -> bool:
+        """Whether the claim depends on it."""
+        return self.low is not None or self.high is not None
+
+    def holds(self, interval: Interval) -> bool:
+        """Whether the whole interval lies inside the bounds."""
+        above = self.low is None or interval.low > self.low
+        below = self.high is None or interval.high < self.high
+        return above and below
+
+    def bounds(self) -> str:
+        """The bounds in words."""
+        parts = [f"> {self.low:g}" if self.low is not None else "", f"< {self.high:g}" if self.high is not None else ""]
+        return " and ".join(p for p in parts if p)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of a paper, how it is tried, and when it holds.
+
+    Args:
+        statement: the claim.
+        paper: who says so.
+        setup: what is run, in one or two sentences.
+        run: seed -> plain JSON values; all randomness comes from the seed.
+        effects: numbers over seeds; the claim holds when all that decide lie inside their bounds.
+        figure: results of all seeds -> picture.
+        tried: what else was tried and how it came out; for a claim that does not show, why that may be.
+        cost: relative cost of one seed, so that the longest run first.
+    """
+
+    statement: str
+    paper: str
+    setup: str
+    run: Callable[[int], Result]
+    effects: tuple[Effect, ...]
+    figure: Callable[[Sequence[Result]], Figure]
+    tried: str = ""
+    cost: float = 1.0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean with its 95% Student-t interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def text(self, digits: int) -> str:
+        """Mean, then low to high."""
+        return f"{self.mean:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean +- t(0.975, n - 1) s / sqrt(n).
+
+    Raises:
+        ValueError: fewer than two values, or one that is not finite.
+    """
+    from scipy.stats import t
+
+    if len(values) < 2 or not all(math.isfinite(v) for v in values):
+        raise ValueError(f"an interval needs two or more finite values, got {list(values)}; run more seeds")
+    x = np.asarray(values, dtype=float)
+    half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
+
+
+def names() -> list[str]:
+    """All claims, text first."""
+    found = [m.name for m in iter_modules([str(HERE)]) if m.name.startswith(("text_", "callbacks_"))]
+    return sorted(found, key=lambda n: (not n.startswith("text_"), n))
+
+
+def load(name: str) -> Claim:
+    """The claim of a module of this package."""
+    return import_module(f"benchmarks.claims.{name}").CLAIM
+
+
+# ---- results on disk ---------------------------------------------------------------------------------------------
+
+
+def digest(name: str) -> str:
+    """Key of the code of a claim: its own file and those that all share, so that stale results are not reused."""
+    files = [HERE / f"{n}.py" for n in (name, *SHARED)]
+    body = b"".join(f.read_bytes() for f in files if f.exists())
+    return hashlib.sha256(body).hexdigest()[:16]
+
+
+def result_file(folder: Path, name: str, seed: int) -> Path:
+    """Where a seed's result lies."""
+    return folder / f"{name}-{seed}.json"
+
+
+def write_result(folder: Path, name: str, seed: int, values: Result, seconds: float) -> None:
+    """Write a seed's result, complete or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    body = {"claim": name, "seed": seed, "code": digest(name), "seconds": seconds, "values": values}
+    file = result_file(folder, name, seed)
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_text(json.dumps(body), encoding="utf-8")
+    os.replace(part, file)
+
+
+def read_result(folder: Path, name: str, seed: int, *, stale: bool = False) -> dict[str, Any] | None:
+    """A seed's file, or None if there is none that the present code has made; `stale` takes any."""
+    file = result_file(folder, name, seed)
+    if not file.exists():
+        return None
+    body = json.loads(file.read_text(encoding="utf-8"))
+    return body if stale or body["code"] == digest(name) else None
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A claim with the results of its seeds."""
+
+    name: str
+    claim: Claim
+    results: list[Result]
+    seconds: float
+
+    @property
+    def intervals(self) -> list[tuple[Effect, Interval]]:
+        """Every effect with its interval."""
+        return [(e, interval([e.of(r) for r in self.results])) for e in self.claim.effects]
+
+    @property
+    def holds(self) -> bool:
+        """Whether all deciding effects lie inside their bounds."""
+        return all(e.holds(i) for e, i in self.intervals if e.decides)
+
+
+def page(outcomes: Sequence[Outcome], how: Mapping[str, str]) -> str:
+    """docs/claims.md.
+
+    Args:
+        outcomes: claims in the order of the table.
+        how: facts about the run, name -> value.
+    """
+    head = [
+        "# Claims of the papers, in miniature",
+        "",
+        "Written by `python -m benchmarks.claims`; do not edit. Small language models are trained in the sentiment",
+        "world (`pl_prefopt.demo`), where reward, KL, entropy and length are exact sums over every text, so the spread",
+        "between seeds (start, data, order) is all the noise there is. An effect is the mean over seeds with its 95%",
+        "Student-t interval; a claim holds when the whole interval of every deciding effect lies inside the bound that",
+        "its script states. A claim that holds here holds in this small world only, and one that does not show may",
+        "still be true elsewhere.",
+        "",
+        *(f"- {k}: {v}" for k, v in how.items()),
+        "",
+        "| claim | effect, mean (95% interval) | here |",
+        "|---|---|---|",
+        *(table_row(o) for o in outcomes),
+    ]
+    return "\n".join([*head, *(line for o in outcomes for line in section(o))]) + "\n"
+
+
+def table_row(outcome: Outcome) -> str:
+    """One row of the table."""
+    effects = "<br>".join(f"{e.name}: {i.text(e.digits)}" for e, i in outcome.intervals if e.decides)
+    link = f"[{outcome.name}](#{outcome.name}): {outcome.claim.statement}"
+    return f"| {link} | {effects} | {'holds' if outcome.holds else 'does not show'} |"
+
+
+def section(outcome: Outcome) -> list[str]:
+    """A claim's own part of the page."""
+    claim = outcome.claim
+    lines = ["", f"## {outcome.name}", "", f"{claim.statement} ({claim.paper})", "", claim.setup, ""]
+    lines += ["| effect | mean (95% interval) | bound | inside |", "|---|---|---|---|"]
+    for e, i in outcome.intervals:
+        inside = ("yes" if e.holds(i) else "no") if e.decides else ""
+        lines.append(f"| {e.name} | {i.text(e.digits)} | {e.bounds()} | {inside} |")
+    lines += ["", f"![{outcome.name}](images/claims/{outcome.name}.png)"]
+    lines += ["", f"What was tried: {claim.tried}"] if claim.tried else []
+    tail = (
+        f"{len(outcome.results)} seeds, {outcome.seconds:.0f} CPU seconds, script benchmarks/claims/{outcome.name}.py."
+    )
+    return [*lines, "", tail]
+
+
+def write_page(docs: Path, outcomes: Sequence[Outcome], how: Mapping[str, str]) -> Path:
+    """Write docs/claims.md and one small picture per claim."""
+    pictures = docs / "images" / "claims"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for o in outcomes:
+        o.claim.figure(o.results).savefig(pictures / f"{o.name}.png", dpi=80)
+    target = docs / "claims.md"
+    target.write_text(page(outcomes, how), encoding="utf-8")
+    return target
