@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
@@ -15,8 +16,10 @@ from pl_prefopt.datamodules._checks import positive
 from pl_prefopt.datamodules._loader import BatchPlan, PlannedLoader
 from pl_prefopt.datamodules._mixed import SourceBatches
 from pl_prefopt.datamodules._sampler import EvalBatches, Share, TrainBatches
+from pl_prefopt.datamodules._samples import write_picture_pairs, write_pictures
 
 Loaders = PlannedLoader | list[PlannedLoader]
+Files = str | list[str]
 
 
 class RandomAccessRows(Protocol):
@@ -65,6 +68,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.datasets: dict[str, Any] = {}
         self.collate: Callable[[list[Any]], Any] | None = None
         self._train_loader: Any = None
+        self._provider: Callable[[], Files | None] | None = None
         self._train_state: dict[str, Any] | None = None
 
     def sources(self) -> dict[str, np.ndarray]:
@@ -75,8 +79,36 @@ class PreferenceDataModule(pl.LightningDataModule):
         """Return the names of the data sets of "train", "val" or "test", in the order of the loaders."""
         return [n for n in self.datasets if n.split("/")[0] == stage]
 
+    def write_samples(self, root: Path, name: str, samples: Sequence[Any]) -> list[str]:
+        """Keep samples of a policy below `root` under names that begin with `name`; return what rows call them.
+
+        Pictures become PNG files, named by their paths below `root`.
+        """
+        return write_pictures(root, name, samples)
+
+    def write_pairs(self, root: Path, name: str, rows: Sequence[dict[str, Any]]) -> str:
+        """Write rows of {"condition", "chosen", "rejected", ...} as `<root>/<name>.jsonl`; return its path.
+
+        The samples are called as `write_samples` called them.
+        """
+        return write_picture_pairs(root, name, rows)
+
+    def provide_train(self, files: Callable[[], Files | None] | None) -> None:
+        """Ask `files` for the training files whenever a training loader is made; None: keep those there are."""
+        self._provider = files
+
+    def replace_train(self, files: Files) -> None:
+        """Train on the rows of other files from the next training loader on.
+
+        Raises:
+            ValueError: this kind of data cannot.
+        """
+        raise ValueError(f"{type(self).__name__} cannot replace its training rows by {files}; it has no replace_train")
+
     def train_dataloader(self) -> Any:
         """Return the stateful loader of the training rows, at the position of the checkpoint if there is one."""
+        if self._provider is not None and (files := self._provider()) is not None:
+            self.replace_train(files)
         self._train_loader = self._make_train_loader()
         if self._train_state is not None and self._resuming():
             self._train_loader.load_state_dict(self._train_state)

@@ -37,6 +37,15 @@ class Settings:
     on_bad_row: str = "error"
     limit: int | None = None
 
+    def encoder(self, tokenizer: Any) -> Encoder:
+        """Return what tokenises under these settings."""
+        return Encoder(
+            tokenizer,
+            eos=self.eos,
+            allow_empty_prompt=self.allow_empty_prompt,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
+
     def key(self, source: Source, tokenizer: Any) -> str:
         """Return the name of the cache entry."""
         parts = [FORMAT, source.digest(), tokenizer_digest(tokenizer), asdict(self)]
@@ -101,12 +110,7 @@ class RowPipeline:
     def __init__(self, source: Source, tokenizer: Any, settings: Settings) -> None:
         self.source, self.settings = source, settings
         self.counts: dict[str, int] = {}
-        self.encoder = Encoder(
-            tokenizer,
-            eos=settings.eos,
-            allow_empty_prompt=settings.allow_empty_prompt,
-            chat_template_kwargs=settings.chat_template_kwargs,
-        )
+        self.encoder = settings.encoder(tokenizer)
 
     def chunk(self, start: int, raws: list[dict[str, Any]]) -> Iterator[tuple[int, Encoded, Example]]:
         """Yield (row number, ids, example) for the rows of a chunk that begins at row `start`."""

@@ -70,6 +70,12 @@ class Encoder:
                 out[i] = error
         return out
 
+    def prompt_ids(self, text: str) -> Ids:
+        """Return the ids of a prompt of plain text, BOS included where the tokenizer adds one."""
+        row = Encoded(self._ids([text])[0], [])
+        self._begin(row, Example(text, [""]))
+        return row.prompt
+
     def _row(self, example: Example, prompt: str | None, full: list[str], ids: Ids | None, joint: list[Ids]) -> Encoded:
         if ids is None or prompt is None:
             row = self._common_prefix(joint)

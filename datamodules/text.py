@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,24 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from pl_prefopt.configurable import to_config
-from pl_prefopt.datamodules._base import PreferenceDataModule
+from pl_prefopt.datamodules._base import Files, PreferenceDataModule
 from pl_prefopt.datamodules._build import Settings, default_cache, example_texts, plain, tokenized
 from pl_prefopt.datamodules._checks import one_of, positive
 from pl_prefopt.datamodules._collate import Collator
-from pl_prefopt.datamodules._formats import COLUMNS, parse
+from pl_prefopt.datamodules._formats import COLUMNS, Example, parse
 from pl_prefopt.datamodules._open import JoinedSource, open_source
+from pl_prefopt.datamodules._prompts import PromptBook
 from pl_prefopt.datamodules._readers import Source
 from pl_prefopt.datamodules._rows import TokenizedRows
+from pl_prefopt.datamodules._samples import write_jsonl
+from pl_prefopt.datamodules._splits import named_files, origins, split_rows
 from pl_prefopt.datamodules._stats import describe, statistics
 from pl_prefopt.datamodules._stream import Blocks, StreamLoader
 from pl_prefopt.datamodules._truncate import Truncation
 from pl_prefopt.datamodules.tokenizers import PretrainedTokenizer, TokenizerBuilder, TrainedTokenizer, check_tokenizer
 
-Files = str | list[str]
 SPLITS = ("train", "val", "test")
-STAGES = {
-    "fit": ("train", "val"),
-    "validate": ("val",),
-    "test": ("test",),
-    "predict": ("test",),
-    None: ("train", "val", "test"),
-}
+STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",), None: SPLITS}
 
 
 class TextPreferenceDataModule(PreferenceDataModule):
@@ -124,8 +121,8 @@ class TextPreferenceDataModule(PreferenceDataModule):
                 f"train: found sources {sorted(train)} with streaming={streaming}; accepted: at least two named "
                 "sources without streaming, or a path or list of paths."
             )
-        self._origins = _origins(train) if isinstance(train, dict) else []
-        self._files = _named_files([path for _, path in self._origins] or train, val, test)
+        self._origins = origins(train) if isinstance(train, dict) else []
+        self._files = named_files([path for _, path in self._origins] or train, val, test)
         self._val_fraction = float(val) if isinstance(val, (int, float)) else None
         truncation = Truncation(max_length, max_prompt_length, prompt_truncation, completion_truncation)
         self._settings = Settings(
@@ -133,6 +130,8 @@ class TextPreferenceDataModule(PreferenceDataModule):
         )
         self.datasets: dict[str, TokenizedRows] = {}
         self._sources: dict[str, Source] = {}
+        self._books: dict[str, PromptBook] = {}
+        self._replaced = False
         self._tokenizer: Any = None
 
     def prepare_data(self) -> None:
@@ -151,7 +150,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
         self.datasets |= {name: self._load(name) for name in opened}
         if self._val_fraction is not None and "val" in wanted and "val" not in self.datasets:
             whole = self.datasets.get("train") or self._load("train")
-            self.datasets["train"], self.datasets["val"] = _split(whole, self._val_fraction, self.seed)
+            self.datasets["train"], self.datasets["val"] = split_rows(whole, self._val_fraction, self.seed)
             opened = [*opened, "val"]
         self._report(opened)
         ragged = any(rows.ragged for rows in self.datasets.values())
@@ -176,9 +175,42 @@ class TextPreferenceDataModule(PreferenceDataModule):
 
     def texts(self, split: str, index: int) -> dict[str, Any]:
         """Return the original row behind row `index` of a split, as {"prompt", "completions"} in the common layout."""
-        example = parse(self._source_row(split, index), self._settings.columns, allow_empty_prompt=True)
+        example = self._parser(split)(index)
         prompt = None if example.prompt is None else plain(example.prompt)
         return {"prompt": prompt, "completions": [plain(c) for c in example.completions]}
+
+    def conditions(self, split: str = "train") -> list[str]:
+        """Return the distinct prompts of the given files of a split, a conversation as the JSON text of its turns."""
+        return list(self._book(split).first)
+
+    def truths(self, conditions: Sequence[str]) -> list[str]:
+        """Return the chosen completion of the first training row of each prompt."""
+        return [self._book("train").truth(c) for c in conditions]
+
+    def prompt_ids(self, condition: str) -> list[int]:
+        """Return the token ids that a prompt is sampled from: as in training, or as plain text where no row has it."""
+        known = self._book("train").ids(condition) if "train" in self.datasets else None
+        return known or self._settings.encoder(self.tokenizer).prompt_ids(condition)
+
+    def write_samples(self, root: Path, name: str, samples: Sequence[str]) -> list[str]:
+        """Return the texts themselves: they need no files."""
+        return list(samples)
+
+    def write_pairs(self, root: Path, name: str, rows: Sequence[dict[str, Any]]) -> str:
+        """Write rows of {"condition", "chosen", "rejected", ...} as `<root>/<name>.jsonl`; return its path."""
+        book = self._book("train")
+        lines = ({**book.columns(r["condition"]), **{k: v for k, v in r.items() if k != "condition"}} for r in rows)
+        return write_jsonl(root / f"{name}.jsonl", lines)
+
+    def replace_train(self, files: Files) -> None:
+        """Train on the rows of other files, in the standard columns; rows that cannot be used are left out."""
+        if self._files["train"] == files:
+            return
+        self._book("train")
+        self._replaced, self._origins = True, []
+        self._files["train"] = files
+        del self._sources["train"]
+        self.datasets["train"] = self._load("train")
 
     def sources(self) -> dict[str, np.ndarray]:
         """Return name -> row ids of `datasets["train"]`, where `train` names its sources."""
@@ -200,7 +232,9 @@ class TextPreferenceDataModule(PreferenceDataModule):
 
     def _settings_of(self, name: str) -> Settings:
         truncation = replace(self._settings.truncation, bos=self.tokenizer.bos_token_id)
-        return replace(self._settings, truncation=truncation, limit=self._limits.get(name.split("/")[0]))
+        settings = replace(self._settings, truncation=truncation, limit=self._limits.get(name.split("/")[0]))
+        made = name == "train" and self._replaced
+        return replace(settings, columns={}, limit=None, on_bad_row="drop") if made else settings
 
     def _source(self, name: str) -> Source:
         if name not in self._sources:
@@ -229,9 +263,18 @@ class TextPreferenceDataModule(PreferenceDataModule):
         assert self.trainer is not None
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
-    def _source_row(self, split: str, index: int) -> dict[str, Any]:
+    def _parser(self, split: str) -> Callable[[int], Example]:
+        """Row number -> the parsed row, of the rows that the split has now."""
         name = "train" if split == "val" and self._val_fraction is not None else split
-        return self._source(name)[self.datasets[split].source_row(index)]
+        source, rows, columns = self._source(name), self.datasets[split], self._settings_of(name).columns
+        return lambda index: parse(source[rows.source_row(index)], columns, allow_empty_prompt=True)
+
+    def _book(self, split: str) -> PromptBook:
+        if self._streamed(split):
+            raise ValueError("train: streamed rows cannot be listed; accepted: streaming: false.")
+        if split not in self._books:
+            self._books[split] = PromptBook(self.datasets[split], self._parser(split))
+        return self._books[split]
 
     def _built_tokenizer(self) -> Any:
         source = self._source("train") if "train" in self._files else self._source(next(iter(self._files)))
@@ -252,34 +295,3 @@ def _template(given: str) -> str:
             f"chat_template: no file {given!r}; accepted: the path of a jinja file, or the template itself."
         )
     return Path(given).read_text(encoding="utf-8")
-
-
-def _origins(train: dict[str, Files]) -> list[tuple[str, str]]:
-    """(source, path) for every path of every source, in order."""
-    return [(n, p) for n, files in train.items() for p in ([files] if isinstance(files, str) else files)]
-
-
-def _named_files(train: Any, val: Any, test: Any) -> dict[str, Files]:
-    files: dict[str, Files] = {} if train is None else {"train": train}
-    fraction = isinstance(val, (int, float))
-    if fraction and (train is None or not 0 < val < 1):
-        raise ValueError(f"val: found {val}; accepted: a fraction in (0, 1) of the rows of train, or files.")
-    for stage, spec in (("val", None if fraction else val), ("test", test)):
-        if isinstance(spec, dict):
-            files |= {f"{stage}/{name}": path for name, path in spec.items()}
-        elif spec is not None:
-            files[stage] = spec
-    if not files:
-        raise ValueError("train, val, test: none is given; accepted: at least one path or dataset name.")
-    return files
-
-
-def _split(rows: TokenizedRows, fraction: float, seed: int) -> tuple[TokenizedRows, TokenizedRows]:
-    order = np.random.default_rng(seed).permutation(len(rows))
-    count = round(len(rows) * fraction)
-    if not 0 < count < len(rows):
-        raise ValueError(
-            f"val: fraction {fraction} of {len(rows)} rows leaves {count} for validation; accepted: "
-            "at least one on both sides."
-        )
-    return rows.select(np.sort(order[count:])), rows.select(np.sort(order[:count]))

@@ -1,0 +1,111 @@
+"""What rounds of sampling ask of a data module: prompts, truths, written pairs, other training rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
+from pl_prefopt.datamodules._base import PreferenceDataModule
+
+ROWS = [
+    {"prompt": "the cat", "chosen": " sat down", "rejected": " ran"},
+    {"prompt": "a dog", "chosen": " ran", "rejected": " sat"},
+    {"prompt": "the cat", "chosen": " slept", "rejected": " ran"},
+]
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+def made(folder: Path, rows: list[dict[str, Any]], **options: Any) -> TextPreferenceDataModule:
+    file = folder / "train.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    options = {"tokenizer": TrainedTokenizer(vocab_size=80, kind="word"), "batch_size": 1} | options
+    data = TextPreferenceDataModule(train=str(file), cache_dir=str(folder / "cache"), **options)
+    data.setup("fit")
+    return data
+
+
+def test_prompts_are_listed_once_with_their_first_truth(tmp_path: Path) -> None:
+    data = made(tmp_path, ROWS)
+    assert data.conditions() == ["the cat", "a dog"]
+    assert data.truths(["a dog", "the cat"]) == [" ran", " sat down"]
+    for i, row in enumerate(ROWS):
+        assert data.prompt_ids(row["prompt"]) == data.datasets["train"][i]["prompt_ids"]
+    assert data.prompt_ids("sat cat") == data.tokenizer("sat cat").input_ids
+
+
+def test_written_pairs_take_the_place_of_the_rows(tmp_path: Path) -> None:
+    data = made(tmp_path, ROWS, limit=3)
+    assert data.write_samples(tmp_path, "x", [" a", " b"]) == [" a", " b"]
+    pairs = [{"condition": "a dog", "chosen": " sat", "rejected": " ran", "score_chosen": 0.5}] * 5
+    path = data.write_pairs(tmp_path / "out", "round-001/pairs", pairs)
+    assert Path(path) == tmp_path / "out/round-001/pairs.jsonl"
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    assert lines == [{"prompt": "a dog", "chosen": " sat", "rejected": " ran", "score_chosen": 0.5}] * 5
+    asked: list[str | None] = [None, path, path]
+    data.provide_train(lambda: asked.pop(0))
+    assert [len(data.train_dataloader()) for _ in range(3)] == [3, 5, 5]
+    assert data.texts("train", 4)["completions"] == [" sat", " ran"]
+    assert data.conditions() == ["the cat", "a dog"]
+    assert data.truths(["the cat"]) == [" sat down"]
+
+
+def test_renamed_columns_are_those_of_the_given_file_only(tmp_path: Path) -> None:
+    rows = [{"q": "the cat", "good": " sat", "bad": " ran"}]
+    data = made(tmp_path, rows, columns={"prompt": "q", "chosen": "good", "rejected": "bad"})
+    pair = {"condition": data.conditions()[0], "chosen": " ran", "rejected": " sat"}
+    data.replace_train(data.write_pairs(tmp_path, "pairs", [pair]))
+    assert data.texts("train", 0) == {"prompt": "the cat", "completions": [" ran", " sat"]}
+
+
+def test_a_conversation_stays_one(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "the cat"}]
+    answers = {k: [{"role": "assistant", "content": v}] for k, v in (("chosen", "sat"), ("rejected", "ran"))}
+    row = {"prompt": turns, **answers, "chat_template_kwargs": {"x": 1}}
+    data = made(tmp_path, [row, {"prompt": turns, **answers}], chat_template=TEMPLATE)
+    first, second = data.conditions()
+    assert json.loads(first) == {"prompt": turns, "chat_template_kwargs": {"x": 1}}
+    assert json.loads(second) == turns
+    assert data.truths([first]) == ["sat"]
+    before = data.datasets["train"][0]
+    data.replace_train(data.write_pairs(tmp_path, "pairs", [{"condition": first, "chosen": "sat", "rejected": "ran"}]))
+    assert data.datasets["train"][0] == before
+
+
+def test_rows_that_cannot_be_sampled_for_are_refused(tmp_path: Path) -> None:
+    data = made(tmp_path, [{"chosen": "the cat sat", "rejected": "the cat ran"}])
+    with pytest.raises(ValueError, match="row 0 has no prompt column"):
+        data.conditions()
+    stream = made(tmp_path, ROWS, streaming=True)
+    with pytest.raises(ValueError, match="streaming: false"):
+        stream.conditions()
+
+
+def test_pictures_are_kept_to_eight_bits_and_named_from_where_the_pairs_stand(tmp_path: Path) -> None:
+    from PIL import Image
+
+    data = PreferenceDataModule()
+    pictures = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    made = data.write_samples(tmp_path, "round-000/samples/000007", list(pictures))
+    assert made == ["round-000/samples/000007-0.png", "round-000/samples/000007-1.png"]
+    row = {"condition": "a cat", "chosen": made[1], "rejected": made[0], "round": 0}
+    line = json.loads(Path(data.write_pairs(tmp_path, "round-001/pairs", [row])).read_text())
+    assert line == {
+        "caption": "a cat",
+        "chosen": "../round-000/samples/000007-1.png",
+        "rejected": "../round-000/samples/000007-0.png",
+        "round": 0,
+    }
+    with Image.open(tmp_path / "round-001" / line["chosen"]) as picture:
+        seen = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    assert (seen - pictures[1]).abs().max() <= 0.5 / 255 + 1e-6
+    for wrong in (pictures[0] * 2, pictures[0] - 1, torch.full((3, 2, 2), torch.nan), torch.zeros(1, 2, 2)):
+        with pytest.raises(ValueError, match=r"pictures \(3, H, W\) in \[0, 1\]"):
+            data.write_samples(tmp_path, "x", [wrong])
+    with pytest.raises(ValueError, match="cannot replace"):
+        data.replace_train("pairs.jsonl")
