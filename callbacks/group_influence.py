@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
-from lightning.pytorch.utilities import move_data_to_device
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pl_prefopt.callbacks._influence_probe import Probe, SourceData, find_sources, quiet
 from pl_prefopt.callbacks.protocols import require
-from pl_prefopt.influence import (
-    METHODS,
-    SURROGATES,
-    direct_mixture,
-    flat_gradient,
-    group_influence,
-    inverse,
-    regression_mixture,
-)
-from pl_prefopt.losses import dpo_loss
-from pl_prefopt.sources import SourceSchedule
+from pl_prefopt.influence import METHODS, SURROGATES, direct_mixture, regression_mixture
 
 
 class GroupInfluenceMixture(pl.Callback):
@@ -103,7 +88,7 @@ class GroupInfluenceMixture(pl.Callback):
         self.history: list[dict[str, Any]] = []
         self._step = 0
         self._schedule_state: dict[str, Any] | None = None
-        self._data: _Data | None = None
+        self._data: SourceData | None = None
 
     @property
     def state_key(self) -> str:
@@ -114,6 +99,8 @@ class GroupInfluenceMixture(pl.Callback):
         """Check the module."""
         pl_module.configure_model()
         require(pl_module, self, "policy", *([] if hasattr(pl_module, "pair_losses") else ["pair_logratios"]))
+        if self.variant == "regression" and find_spec(self.surrogate) is None:
+            raise ValueError(f"surrogate {self.surrogate!r} is not installed; pip install 'pl_prefopt[mixture]'")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the sources and go back to their weights."""
@@ -131,9 +118,11 @@ class GroupInfluenceMixture(pl.Callback):
         if step == self._step or step % self.every_n_steps or self._data is None:
             return
         self._step = step
-        schedule, probe = self._data.schedule, _Probe(self, trainer, pl_module, self._data)
+        schedule = self._data.schedule
+        looked_at = {"rows": self.rows, "batches": self.batches, "batch_size": self.batch_size}
+        probe = Probe(trainer, pl_module, self._data, **looked_at, beta=self.beta, seed=self.seed)
         with quiet(pl_module):
-            influence = probe.influence(self._held_out(trainer))
+            influence = probe.influence(self._held_out(trainer), self.method, damping=self.damping, steps=self.cg_steps)
             prior = schedule.weights
             weights = direct_mixture(influence, prior, alpha=self.balance, beta=self.total, gamma=self.entropy)
             if self.variant == "regression":
@@ -165,8 +154,8 @@ class GroupInfluenceMixture(pl.Callback):
         self.history.append(entry)
         for logger in trainer.loggers:
             logger.log_metrics({f"mixture/{k}": v for k, v in weights.items()}, step=trainer.global_step)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every rank asks
         if trainer.is_global_zero:
-            folder = Path(trainer.log_dir or trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "mixture.json").write_text(json.dumps(self.history, indent=1), encoding="utf-8")
 
@@ -179,127 +168,3 @@ class GroupInfluenceMixture(pl.Callback):
         """Go on with the same weights."""
         self._step, self.history = state_dict["step"], state_dict["history"]
         self._schedule_state = state_dict["schedule"]
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The parts of a training loader that draws from sources."""
-
-    schedule: SourceSchedule
-    dataset: Any
-    collate: Callable[[list[Any]], Any]
-
-
-def find_sources(loader: Any) -> _Data:
-    """Schedule, rows and collate function of a loader, ours or a plain one.
-
-    Raises:
-        ValueError: it does not draw from sources.
-    """
-    for plan, rows, collate in (("plan", "rows", "collate"), ("sampler", "dataset", "collate_fn")):
-        schedule = getattr(getattr(loader, plan, None), "schedule", None)
-        if isinstance(schedule, SourceSchedule):
-            return _Data(schedule, getattr(loader, rows), getattr(loader, collate))
-    raise ValueError(
-        f"GroupInfluenceMixture: the training loader ({type(loader).__name__}) does not draw from named sources; give "
-        "the data module train: {name: path, ...}, or a DataLoader sampler=SourceSampler({name: row ids, ...})"
-    )
-
-
-@contextmanager
-def quiet(module: nn.Module) -> Iterator[None]:
-    """Eval mode, gradients on, attention that can be differentiated twice."""
-    training = module.training
-    module.eval()
-    try:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        module.train(training)
-
-
-class _Probe:
-    """Gradients, Hessian products and losses of one moment, summed over the ranks."""
-
-    def __init__(self, callback: GroupInfluenceMixture, trainer: pl.Trainer, module: Any, data: _Data) -> None:
-        self.callback, self.trainer, self.module, self.data = callback, trainer, module, data
-        self.parameters = [p for p in module.policy.parameters() if p.requires_grad]
-        self.held_out: list[list[Any]] = []
-        self.gradients = torch.zeros(0)
-        self.losses = torch.zeros(0)
-
-    def influence(self, loaders: list[Any]) -> np.ndarray:
-        """(T, K) float64."""
-        self.held_out = [self._first(loader) for loader in loaders]
-        sources = [list(self._rows_of(k)) for k in range(len(self.data.schedule.names))]
-        self.gradients = torch.stack([self._mean_gradient(b) for b in sources])
-        wanted = torch.stack([self._mean_gradient(b) for b in self.held_out])
-        self.losses = self._held_out_losses()
-
-        def product(v: Tensor) -> Tensor:
-            parts = [self._mean_product(b, v) for b in sources]
-            return sum((w * p for w, p in zip(self.data.schedule.weights, parts, strict=True)), torch.zeros_like(v))
-
-        own = self.callback
-        solve = inverse(own.method, product, wanted[0], damping=own.damping, steps=own.cg_steps)
-        return group_influence(wanted, self.gradients, solve).double().cpu().numpy()
-
-    @torch.no_grad()
-    def measure(self, weights: np.ndarray, rate: float) -> float:
-        """Fall of the held-out losses, summed over tasks, after a step along the mixed gradient; weights unchanged."""
-        step = rate * (torch.as_tensor(weights).to(self.gradients) @ self.gradients)
-        kept = [p.clone() for p in self.parameters]
-        for p, s in zip(self.parameters, step.split([p.numel() for p in self.parameters]), strict=True):
-            p -= s.view_as(p)
-        after = self._held_out_losses()
-        for p, value in zip(self.parameters, kept, strict=True):
-            p.copy_(value)
-        return float((self.losses - after).sum())
-
-    def _first(self, loader: Iterable[Any]) -> list[Any]:
-        return [self._here(b) for _, b in zip(range(self.callback.batches), loader, strict=False)]
-
-    def _rows_of(self, source: int) -> Iterator[Any]:
-        """This rank's share of batches of rows of a source."""
-        own, rows = self.callback, self.data.schedule.rows_of[source]
-        rng = np.random.default_rng([own.seed, self.trainer.global_step, source])
-        picked = rng.permutation(rows)[: own.rows][self.trainer.global_rank :: self.trainer.world_size]
-        for at in range(0, len(picked), own.batch_size):
-            yield self._here(self.data.collate([self.data.dataset[int(i)] for i in picked[at : at + own.batch_size]]))
-
-    def _here(self, batch: Any) -> Any:
-        return move_data_to_device(batch, self.module.device)
-
-    def _loss(self, batch: Any) -> Tensor:
-        with self.trainer.precision_plugin.forward_context():
-            if hasattr(self.module, "pair_losses"):
-                return self.module.pair_losses(batch).float()
-            return dpo_loss(*(x.float() for x in self.module.pair_logratios(batch)), beta=self.callback.beta)
-
-    def _mean(self, batches: list[Any], measure: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
-        """Mean over rows of all ranks of what `measure` makes of the sum of a batch's losses."""
-        total, count = torch.zeros_like(like), torch.zeros((), device=like.device)
-        for batch in batches:
-            losses = self._loss(batch)
-            total += measure(losses.sum())
-            count += len(losses)
-        both = self.trainer.strategy.reduce(torch.cat([total.reshape(-1), count[None]]), reduce_op="sum")
-        return (both[:-1] / both[-1]).view_as(like)
-
-    def _zeros(self) -> Tensor:
-        return torch.zeros(sum(p.numel() for p in self.parameters), device=self.module.device)
-
-    def _mean_gradient(self, batches: list[Any]) -> Tensor:
-        return self._mean(batches, lambda loss: flat_gradient(loss, self.parameters), self._zeros())
-
-    def _mean_product(self, batches: list[Any], v: Tensor) -> Tensor:
-        def product(loss: Tensor) -> Tensor:
-            slope = flat_gradient(loss, self.parameters, create_graph=True) @ v
-            return flat_gradient(slope, self.parameters) if slope.requires_grad else torch.zeros_like(v)
-
-        return self._mean(batches, product, self._zeros())
-
-    @torch.no_grad()
-    def _held_out_losses(self) -> Tensor:
-        one = torch.zeros((), device=self.module.device)
-        return torch.stack([self._mean(b, lambda loss: loss, one) for b in self.held_out])

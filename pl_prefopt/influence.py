@@ -37,7 +37,7 @@ def group_influence(held_out: Tensor, sources: Tensor, solve: Product) -> Tensor
 
 
 def conjugate_gradient(product: Product, right: Tensor, *, steps: int = 10, tolerance: float = 1e-5) -> Tensor:
-    """x with product(x) = right, for a symmetric product; stops at `steps`, at convergence, or at negative curvature.
+    """Solve product(x) = right, product symmetric; stops at `steps`, at convergence, or at negative curvature.
 
     Args:
         product: v (P,) -> A v (P,).
@@ -72,7 +72,7 @@ def hutchinson_diagonal(product: Product, like: Tensor, *, probes: int = 4, seed
 
 
 def inverse(method: str, product: Product, like: Tensor, *, damping: float = 0.1, steps: int = 10) -> Product:
-    """v -> (H + lambda)^-1 v by one of `METHODS`, lambda = damping * mean |diag H| (Hutchinson).
+    """Return v -> (H + lambda)^-1 v by one of `METHODS`, lambda = damping * mean |diag H| (Hutchinson).
 
     "identity" takes H = 1; "diagonal" the absolute diagonal; "cg" conjugate gradients on Hessian products.
 
@@ -97,9 +97,10 @@ def direct_mixture(
 ) -> np.ndarray:
     """TiKMiX-D: argmin_w alpha std(P) - beta sum(P) - gamma H(w), P_t = (S w)_t / (max_k |S_tk| + 1e-8).
 
-    Subject to sum w = 1, w >= 0 and S w >= S prior (no task loses against the prior); SLSQP, from uniform, then from
-    the prior if that does not end at a feasible point. The paper divides by max_k S_tk, which turns signs round where
-    all influences are negative; we take absolute values.
+    Subject to sum w = 1, w >= 0 and S w >= S prior (no task loses against the prior). The problem is convex, but std
+    has a kink where all tasks gain alike, at which SLSQP stops short; so std is sqrt(var + c^2), with c going from .1
+    to 1e-5. From uniform, then from the prior if that does not end at a feasible point. The paper divides by
+    max_k S_tk, which turns signs round where all influences are negative; we take absolute values.
 
     Args:
         influence: (T, K), higher is better.
@@ -121,21 +122,27 @@ def direct_mixture(
         raise ValueError(f"influence must be (T, K), finite, and prior (K,); got {s.shape} and {prior.shape}")
     scaled = s / (np.abs(s).max(1, keepdims=True) + 1e-8)
     least = scaled @ prior
+    centred = (scaled - scaled.mean(0)) / np.sqrt(len(s))
 
-    def cost(w: np.ndarray) -> float:
-        p = scaled @ w
-        entropy = -np.sum(w * np.log(np.maximum(w, 1e-12)))
-        return float(alpha * p.std() - beta * p.sum() - gamma * entropy)
+    def cost(w: np.ndarray, width: float) -> tuple[float, np.ndarray]:
+        logs, spread = np.log(np.maximum(w, 1e-12)), centred @ w
+        size = np.sqrt(spread @ spread + width**2)
+        value = alpha * size - beta * np.sum(scaled @ w) + gamma * np.sum(w * logs)
+        return float(value), alpha * spread @ centred / size - beta * scaled.sum(0) + gamma * (logs + 1)
 
     rules: list[dict[str, Any]] = [
-        {"type": "eq", "fun": lambda w: w.sum() - 1},
-        {"type": "ineq", "fun": lambda w: scaled @ w - least},
+        {"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
+        {"type": "ineq", "fun": lambda w: scaled @ w - least, "jac": lambda w: scaled},
     ]
-    for start in (np.full(len(prior), 1 / len(prior)), prior):
-        found = minimize(cost, start, method="SLSQP", bounds=[(0.0, 1.0)] * len(prior), constraints=rules)
-        w = np.clip(found.x, 0, None)
-        if w.sum() > 0 and (scaled @ (w / w.sum()) >= least - 1e-6).all():
-            return w / w.sum()
+    for w in (np.full(len(prior), 1 / len(prior)), prior / prior.sum()):
+        for width in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
+            w = minimize(
+                cost, w, (width,), "SLSQP", jac=True, bounds=[(0.0, 1.0)] * len(w), constraints=rules,
+                options={"ftol": 1e-12, "maxiter": 200},
+            ).x  # fmt: skip
+            w = np.clip(w, 0, None) / max(np.clip(w, 0, None).sum(), 1e-12)
+        if w.sum() > 0 and (scaled @ w >= least - 1e-6).all():
+            return w
     return prior / prior.sum()
 
 

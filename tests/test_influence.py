@@ -45,10 +45,10 @@ def train(weights: Tensor, curve: Tensor, minima: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("method", "diagonal"), [("cg", False), ("cg", True), ("diagonal", True)])
 def test_influence_is_leave_one_group_out_retraining_to_first_order(method: str, diagonal: bool) -> None:
-    """The error shrinks with the square of the left-out weight, the effect with the weight itself."""
+    """The relative error shrinks in proportion to the left-out weight: what is missing is of second order."""
     curve, minima, held_curve, held_minimum = quadratics(diagonal=diagonal)
     errors = []
-    for small in (1e-2, 1e-3):
+    for small in (1e-3, 1e-4):
         weights = torch.tensor([1.0, 1.0, 1.0, small], dtype=torch.float64)
         theta = train(weights, curve, minima).requires_grad_(True)
         hessian = torch.einsum("k,kij->ij", weights, curve)
@@ -59,8 +59,8 @@ def test_influence_is_leave_one_group_out_retraining_to_first_order(method: str,
         without = train(weights * torch.tensor([1, 1, 1, 0]), curve, minima)
         actual = loss(held_curve, held_minimum, without) - loss(held_curve, held_minimum, theta.detach())
         errors.append(float((predicted - actual).abs() / actual.abs()))
-    assert errors[1] < 2e-3
-    assert errors[1] < 0.2 * errors[0]
+    assert errors[1] < 5e-4
+    assert errors[1] == pytest.approx(0.1 * errors[0], rel=0.02)
 
 
 def test_solvers_equal_dense_algebra() -> None:

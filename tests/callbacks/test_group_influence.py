@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pl_prefopt.callbacks import GroupInfluenceMixture
-from pl_prefopt.callbacks.group_influence import _Probe, find_sources, quiet
+from pl_prefopt.callbacks._influence_probe import Probe, find_sources, quiet
 from pl_prefopt.sources import SourceSampler
 from tests import runs
 from tests.callbacks.test_reference_sync import trainer
@@ -74,10 +74,10 @@ def test_the_probe_computes_gradients_and_products_of_the_definition(tmp_path: P
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            own = GroupInfluenceMixture(method="cg", rows=32, damping=0.0, cg_steps=50)
             with quiet(pl_module):
-                probe = _Probe(own, trainer, pl_module, find_sources(trainer.train_dataloader))
-                found.append((probe.influence([trainer.val_dataloaders]), pl_module.policy.weight[0].detach().clone()))
+                probe = Probe(trainer, pl_module, find_sources(trainer.train_dataloader), rows=32)
+                influence = probe.influence([trainer.val_dataloaders], "cg", damping=0.0, steps=50)
+                found.append((influence, pl_module.policy.weight[0].detach().clone()))
 
     train, val = loaders()
     train.dataset.tensors[0].mul_(1.5)  # type: ignore[attr-defined]
@@ -146,6 +146,17 @@ def test_text_killed_and_resumed_and_spread_over_two_processes(tmp_path: Path) -
 def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GroupInfluenceMixture(**options)
+
+
+def test_a_surrogate_that_is_not_installed_is_named_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pl_prefopt.callbacks.group_influence.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"surrogate 'lightgbm' is not installed; pip install 'pl_prefopt\[mixture\]'"):
+        trainer(tmp_path, GroupInfluenceMixture(variant="regression"), max_steps=1).fit(Regression(), *loaders())
+    run = trainer(tmp_path, GroupInfluenceMixture(), max_steps=1)
+    run.fit(Regression(), *loaders())
+    assert run.global_step == 1
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
