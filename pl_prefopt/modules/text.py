@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from pl_prefopt.generation import generate
 from pl_prefopt.layout import Rows, Tokens, prefix_pays, read_tokens, separate_rows, shared_prefix_rows
 from pl_prefopt.logprobs import Head, TokenScores, score_tokens
 from pl_prefopt.modules._text_cache import TextReferenceCache
+from pl_prefopt.modules._text_sampling import sample_texts
 from pl_prefopt.modules.base import Batch, PreferenceModule
 from pl_prefopt.objectives import DPO, Objective
 from pl_prefopt.policies.base import PolicyBuilder, eval_mode
@@ -210,15 +210,20 @@ class TextPreferenceModule(PreferenceModule):
         hidden, mask = self.predicting_states(self.policy, self.rows(tokens)), tokens.mask
         return hidden[:, 0], mask[:, 0], hidden[:, 1], mask[:, 1]
 
+    def sample(self, conditions: Sequence[str], count: int, seed: int, **options: Any) -> list[list[str]]:
+        """`count` sampled continuations per prompt; the same for the same seed and batch of prompts.
+
+        Args:
+            conditions: prompts.
+            count: K.
+            seed: key of the draws.
+            options: max_new_tokens (64), temperature (1), top_p (1), batch_size (16 prompts), as `generate` has them.
+        """
+        return sample_texts(self, conditions, count, seed, **options)
+
     def preview(self, conditions: Sequence[str], seed: int) -> list[str]:
-        """One sampled continuation per prompt, up to 64 tokens, decoded with the datamodule's tokenizer."""
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
-        if tokenizer is None:
-            raise ValueError("a preview of texts needs a datamodule with a tokenizer, as TextPreferenceDataModule has")
-        prompts = [tokenizer(c).input_ids for c in conditions]
-        with self.trainer.precision_plugin.forward_context():
-            drawn = generate(self.policy, prompts, seed=seed, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id)
-        return [tokenizer.decode(row[0], skip_special_tokens=True) for row in drawn]
+        """One sampled continuation per prompt, up to 64 tokens."""
+        return [drawn[0] for drawn in self.sample(conditions, 1, seed)]
 
     def row_metrics(self, scores: PairScores, losses: Tensor) -> dict[str, Tensor]:
         """Adds summed log-probabilities, lengths and, where computed, sequential KL."""
