@@ -31,6 +31,7 @@ class MaskedTokens(Family):
     """
 
     output_layer = "head.leave"
+    process: VariancePreserving
 
     def __init__(self, patch: int, repeats: int = 4, text_drop: float = 0.0, clip: float | None = None) -> None:
         super().__init__(VariancePreserving(cosine_scheduler(clip)))
@@ -90,7 +91,7 @@ class MaskedTokens(Family):
 
 def cosine_scheduler(clip: float | None = None) -> Any:
     """The head's noise schedule: squared cosine, 1000 steps, noise prediction."""
-    from diffusers import DDPMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     bounds = {"clip_sample": clip is not None, "clip_sample_range": 1.0 if clip is None else clip}
     return DDPMScheduler(beta_schedule="squaredcos_cap_v2", **bounds)

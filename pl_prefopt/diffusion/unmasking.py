@@ -80,9 +80,9 @@ def unmask(
 
 def _denoise(network: Any, scheduler: Any, x: Tensor, conditions: list[Tensor], steps: int, guidance: float) -> Tensor:
     """Tokens (N, M, D) from noise, given one condition, or two for guidance."""
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-    ddim = DDIMScheduler.from_config(scheduler.config)
+    ddim: Any = DDIMScheduler.from_config(scheduler.config)
     ddim.set_timesteps(steps)
     for t in ddim.timesteps:
         times = t.to(x.device).expand(x.shape[:2])

@@ -88,7 +88,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
         """Build the network; the global random state is left as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = self._network()
+            network: Any = self._network()
             if self.dtype != "float32":
                 network = network.to(DTYPES[self.dtype])
             if self.gradient_checkpointing:
@@ -113,7 +113,8 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
         if self.pretrained is not None:
             from pl_prefopt.models import MaskedAutoregressive
 
-            return dict(MaskedAutoregressive.load_config(self.pretrained))
+            loaded: Any = MaskedAutoregressive.load_config(self.pretrained)
+            return dict(loaded)
         return dict(SIZES[self.config] if isinstance(self.config, str) else self.config or {})
 
     def family(self) -> MaskedTokens:
