@@ -10,12 +10,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 INK, ACCENT, WARM, SOFT = "#222222", "#1f6fb4", "#d1603d", "#9aa5ae"
-PANELS = (
-    ("reward", "Expected reward", "reward"),
-    ("kl", "KL(policy ‖ reference)", "nats"),
-    ("accuracy", "Held-out pairs ranked right", "share"),
-    ("length", "Expected length", "words"),
-)
+PANELS = {
+    "reward": ("Expected reward", "reward"),
+    "kl": ("KL(policy ‖ reference)", "nats"),
+    "kl_from_reference": ("KL(reference ‖ policy)", "nats"),
+    "accuracy": ("Held-out pairs ranked right", "share"),
+    "ndcg": ("NDCG of held-out lists", "NDCG"),
+    "length": ("Expected length", "words"),
+    "entropy": ("Entropy", "nats"),
+    "leak": ("Probability of leaving the language", "share"),
+    "reward_unseen": ("Expected reward on unseen topics", "reward"),
+    "sentiment": ("Expected sentiment", "reward"),
+    "brevity": ("Expected brevity", "reward"),
+    "restraint": ("Expected restraint", "reward"),
+}
+"""Entry of a history -> title and unit of its curve."""
 
 
 def reward_kl_figure(history: Sequence[Mapping[str, float]], best: Sequence[tuple[float, float]]) -> Figure:
@@ -42,10 +51,14 @@ def reward_kl_figure(history: Sequence[Mapping[str, float]], best: Sequence[tupl
     return figure
 
 
-def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Reward, KL, held-out accuracy and length against the optimizer step."""
-    figure, axes = _canvas(2, 2, (8.4, 5.6))
-    for ax, (name, title, unit) in zip(axes, PANELS, strict=True):
+def curves_figure(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> Figure:
+    """Entries of a history, names of `PANELS`, against the optimizer step, in two rows."""
+    columns = (len(names) + 1) // 2
+    figure, axes = _canvas(2, columns, (4.2 * columns, 5.6))
+    for spare in axes[len(names) :]:
+        spare.remove()
+    for ax, name in zip(axes, names, strict=False):
+        title, unit = PANELS[name]
         points = [(h["step"], h[name]) for h in history if name in h]
         ax.plot([p[0] for p in points], [p[1] for p in points], color=ACCENT, lw=1.5, marker="o", ms=3.5)
         if name == "accuracy":

@@ -17,6 +17,23 @@ from pl_prefopt.demo.sentiment import TOPICS, UNSEEN_TOPICS, SentimentWorld
 
 TEMPERATURES = [100.0 * 0.93**i for i in range(110)]
 SHOWN = 2
+LABELS = {
+    "accuracy": "accuracy on held-out pairs",
+    "ndcg": "NDCG of held-out lists",
+    "reward": "expected reward (exact)",
+    "reward_unseen": "the same, on topics no pair was about",
+    "kl": "KL to the reference, nats (exact)",
+    "length": "expected length, words (exact)",
+    "leak": "probability of leaving the language",
+    "entropy": "entropy, nats (exact)",
+    "kl_from_reference": "KL from the reference, nats (exact)",
+    "sentiment": "expected sentiment (exact)",
+    "brevity": "expected brevity (exact)",
+    "restraint": "expected restraint (exact)",
+}
+"""What is measured -> what the summary calls it."""
+HELD_OUT = ("accuracy", "ndcg")
+ALWAYS = ("accuracy", "reward", "reward_unseen", "kl", "length", "leak")
 
 
 class DemoReport(pl.Callback):
@@ -24,23 +41,33 @@ class DemoReport(pl.Callback):
 
     Logs `demo/reward`, `demo/kl`, `demo/length` and the other entries of `pl_prefopt.demo.exact.measure`, and
     `demo/reward_unseen` for topics that no pair is about. The KL is taken to the policy that the run began with.
-    Writes report.json, samples.md, reward_kl.png and curves.png, and the same to TensorBoard. Works with any module
-    that has a `policy`, a causal language model, when the datamodule has a `world` and a `tokenizer`.
+    `val/accuracy` and `val/ndcg` are kept beside them. Writes report.json, samples.md, reward_kl.png and curves.png,
+    and the same to TensorBoard. Works with any module that has a `policy`, a causal language model, when the
+    datamodule has a `world` and a `tokenizer`. With `num_sanity_val_steps: -1` the held-out numbers begin at step 0.
 
     Args:
+        also: entries of the history that summary and curves show besides accuracy, reward, KL and length: ndcg,
+            entropy, kl_from_reference, sentiment, brevity, restraint.
         every_n_steps: optimizer steps between two measurements; about a second each.
         samples: rows of the table that are drawn per topic.
         threads: torch threads of the run; for models this small one is fastest, by far on a busy machine.
 
     Raises:
-        ValueError: in `setup`, a datamodule without `world`.
+        ValueError: an unknown entry in `also`, or, in `setup`, a datamodule without `world`.
     """
 
-    def __init__(self, every_n_steps: int = 25, samples: int = SHOWN, threads: int = 1) -> None:
+    def __init__(
+        self, also: list[str] | None = None, every_n_steps: int = 25, samples: int = SHOWN, threads: int = 1
+    ) -> None:
+        unknown = set(also or ()) - LABELS.keys()
+        if unknown:
+            raise ValueError(f"also names entries of {', '.join(LABELS)}; got {sorted(unknown)}")
+        self.also = also
         self.every_n_steps = every_n_steps
         self.samples = samples
         self.threads = threads
         self.history: list[dict[str, float]] = []
+        self._untrained: dict[str, float] = {}
         self._start: Tensor | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -67,6 +94,7 @@ class DemoReport(pl.Callback):
             self._measure(trainer, pl_module)
             if getattr(pl_module, "reference", None) is not None:
                 self.history[0]["accuracy"] = 0.5  # every log-ratio is 0: all ties
+            self.history[0] |= self._untrained
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -77,13 +105,17 @@ class DemoReport(pl.Callback):
             self._measure(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the held-out accuracy beside the exact numbers."""
-        accuracy = trainer.callback_metrics.get("val/accuracy")
-        if not trainer.is_global_zero or trainer.sanity_checking or accuracy is None or not self.history:
+        """Keep the held-out numbers beside the exact ones."""
+        metrics = trainer.callback_metrics
+        found = {name: float(metrics[f"val/{name}"]) for name in HELD_OUT if f"val/{name}" in metrics}
+        if not trainer.is_global_zero or not found:
+            return
+        if trainer.sanity_checking:
+            self._untrained = found if trainer.num_sanity_val_steps == float("inf") else {}
             return
         if self.history[-1]["step"] != trainer.global_step:
             self._measure(trainer, pl_module)
-        self.history[-1]["accuracy"] = float(accuracy)
+        self.history[-1] |= found
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write samples and pictures, print the summary."""
@@ -99,7 +131,7 @@ class DemoReport(pl.Callback):
         (folder / "samples.md").write_text(table, encoding="utf-8")
         figures = {
             "reward_kl": reward_kl_figure(self.history, self._frontier(trainer)),
-            "curves": curves_figure(self.history),
+            "curves": curves_figure(self.history, ("reward", "kl", "accuracy", "length", *(self.also or ()))),
         }
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png")
@@ -108,7 +140,7 @@ class DemoReport(pl.Callback):
             board.add_text("demo/samples", table, trainer.global_step)
             for name, figure in figures.items():
                 board.add_figure(f"demo/{name}", figure, trainer.global_step, close=False)
-        print_summary(self.history, rows, folder)
+        print_summary(self.history, rows, folder, (*ALWAYS, *(self.also or ())))
 
     def sample_rows(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[dict[str, Any]]:
         """Continuations of the first and the present policy at equal quantiles, with their rewards."""
@@ -164,27 +196,21 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def print_summary(history: list[dict[str, float]], rows: list[dict[str, Any]], folder: Path) -> None:
+def print_summary(
+    history: list[dict[str, float]], rows: list[dict[str, Any]], folder: Path, names: tuple[str, ...]
+) -> None:
     """What was learned, and where the files lie."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=100)
-    first, last = history[0], history[-1]
-    accuracy = [h["accuracy"] for h in history if "accuracy" in h]
-    start = f"{first['accuracy']:.3f}" if "accuracy" in first else ""
-    table = Table("", "before", "after", title=f"What {int(last['step'])} steps taught", title_justify="left")
-    if accuracy:
-        table.add_row("accuracy on held-out pairs", start, f"[bold]{accuracy[-1]:.3f}[/]")
-    names = {
-        "reward": "expected reward (exact)",
-        "reward_unseen": "the same, on topics no pair was about",
-        "kl": "KL to the reference, nats (exact)",
-        "length": "expected length, words (exact)",
-        "leak": "probability of leaving the language",
-    }
-    for name, label in names.items():
-        table.add_row(label, f"{first[name]:.3f}", f"[bold]{last[name]:.3f}[/]")
+    title = f"What {int(history[-1]['step'])} steps taught"
+    table = Table("", "before", "after", title=title, title_justify="left")
+    for name in names:
+        values = [h[name] for h in history if name in h]
+        if values:
+            before = f"{values[0]:.3f}" if name in history[0] else ""
+            table.add_row(LABELS[name], before, f"[bold]{values[-1]:.3f}[/]")
     samples = Table("topic", "before", "", "after", "", title="Samples at equal quantiles", title_justify="left")
     for r in rows[::SHOWN]:
         samples.add_row(r["topic"], r["before"], f"{r['reward_before']:+.1f}", r["after"], f"{r['reward_after']:+.1f}")

@@ -13,7 +13,8 @@ import yaml
 from pl_prefopt.demo.__main__ import main
 from pl_prefopt.demo.stages import ROOT
 
-SMALL = ("--data.rows=128", "--data.eval_rows=20", "--trainer.max_epochs=1", "--trainer.val_check_interval=1")
+SMALL = ("--data.rows=128", "--data.eval_rows=20", "--trainer.max_epochs=1", "--trainer.val_check_interval=1",
+         "--data.world=pl_prefopt.demo.sentiment.SentimentWorld", "--data.world.max_words=3")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.parametrize("name", ["text-dpo", "text-tdpo", "text-ld-dpo"])
+OWN = {
+    "text-dpo": {},
+    "text-tdpo": {},
+    "text-ld-dpo": {},
+    "text-f-dpo": {"entropy": "entropy, nats (exact)"},
+    "text-adpo": {},
+    "text-modpo": {"sentiment": "expected sentiment (exact)", "restraint": "expected restraint (exact)"},
+    "text-irpo": {"ndcg": "NDCG of held-out lists"},
+}
+"""Demo -> what it measures besides accuracy, reward and KL, and how the summary calls it."""
+
+
+@pytest.mark.parametrize(("name", "own"), OWN.items(), ids=OWN)
 def test_a_demo_ends_with_its_report(
-    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, own: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.set_num_threads(1)
     monkeypatch.chdir(folder)
@@ -41,9 +54,13 @@ def test_a_demo_ends_with_its_report(
     assert "accuracy on held-out pairs" in said
     assert f"pictures, samples and numbers: {run.relative_to(folder)}" in said
     history = json.loads((run / "report.json").read_text())
-    assert [h["step"] for h in history] == [0, 1, 2]
-    assert [h["kl"] > 0 for h in history] == [False, True, True]
+    steps = 128 // yaml.safe_load((ROOT / f"configs/demo/{name}.yaml").read_text())["data"]["init_args"]["batch_size"]
+    assert [h["step"] for h in history] == list(range(steps + 1))
+    assert [h["kl"] > 0 for h in history] == [False] + [True] * steps
     assert history[0]["accuracy"] == 0.5
+    for key, label in own.items():
+        assert all(key in h for h in history)
+        assert label in said
     assert all(0 <= h["accuracy"] <= 1 for h in history)
     for picture in ("reward_kl.png", "curves.png"):
         assert (run / picture).read_bytes()[:4] == b"\x89PNG"
