@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-SHARED = ("frame", "train", "pictures")
+SHARED = ("train", "fit")
 Result = dict[str, Any]
 """What one seed gives: plain JSON values."""
 
@@ -127,7 +127,7 @@ def load(name: str) -> Claim:
 
 
 def digest(name: str) -> str:
-    """Key of the code of a claim: its own file and those that all share, so that stale results are not reused."""
+    """Key of the code of a claim: its own file and what trains; results of other code are not used again."""
     files = [HERE / f"{n}.py" for n in (name, *SHARED)]
     body = b"".join(f.read_bytes() for f in files if f.exists())
     return hashlib.sha256(body).hexdigest()[:16]
