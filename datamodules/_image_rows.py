@@ -185,3 +185,24 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             torch.stack(values) if isinstance(values[0], Tensor) else torch.tensor(values, dtype=torch.float32)
         )
     return batch
+
+
+def split_captions(rows: ImagePairs, fraction: float, seed: int) -> tuple[ImagePairs, ImagePairs]:
+    """Return (train, val): captions drawn by the seed, with all their pairs, until `fraction` of the pairs is reached.
+
+    No caption, and so no image of it, is on both sides.
+
+    Raises:
+        ValueError: one side would be empty.
+    """
+    names, owner = np.unique(np.asarray(rows.captions, dtype=object).astype(str), return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    sizes = np.bincount(owner, minlength=len(names))[order]
+    count = int(np.searchsorted(np.cumsum(sizes), fraction * len(rows), side="left")) + 1
+    chosen = np.isin(owner, order[:count])
+    if chosen.all():
+        raise ValueError(
+            f"val: fraction {fraction} of {len(rows)} pairs with {len(names)} different captions leaves nothing for "
+            "training; accepted: at least one caption on both sides. Give validation files instead."
+        )
+    return rows.select(np.flatnonzero(~chosen)), rows.select(np.flatnonzero(chosen))

@@ -55,6 +55,9 @@ class Picture:
             raise BadRow("missing_image", self.field, found, "an existing image file", hint) from None
 
 
+Find = Callable[[Any, str], Picture]
+
+
 @dataclass(frozen=True, slots=True)
 class Preference:
     """Picture `first` against picture `second`: `first` is better with probability `label`, 1 or (a tie) .5."""
@@ -86,6 +89,7 @@ class ImageSource:
         argument: name of the argument for messages, for example "train".
         columns: our column name -> the file's.
         image_folder: where relative paths begin; None means the folder of the data file.
+        above: how many folders paths may climb from there; 0 keeps them inside.
     """
 
     def __init__(
@@ -94,23 +98,27 @@ class ImageSource:
         argument: str = "train",
         columns: dict[str, str] | None = None,
         image_folder: str | None = None,
+        above: int = 0,
     ) -> None:
         self.source = _undecoded(open_source(spec, argument))
         self.columns = columns or {}
         self.image_folder = image_folder
+        self.above = above
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Record:
-        return parse_record(self.source[index], self.root(index), self.columns)
+        root = self.root(index)
+        boundary = root.resolve().parents[self.above - 1] if self.above else root
+        return parse_record(self.source[index], lambda value, name: picture(value, name, root, boundary), self.columns)
 
     def where(self, index: int) -> str:
         """Return file and row."""
         return self.source.where(index)
 
     def root(self, index: int) -> Path:
-        """Return the folder from which the paths of row `index` are looked up, and which they may not leave."""
+        """Return the folder from which the paths of row `index` are looked up."""
         if self.image_folder is not None:
             return Path(self.image_folder).expanduser()
         part = self.source.locate(index)[0] if isinstance(self.source, JoinedSource) else self.source
@@ -129,8 +137,8 @@ class ImageSource:
         return hashlib.sha256(repr(marks).encode()).hexdigest()
 
 
-def parse_record(raw: Row, root: Path, columns: dict[str, str] | None = None) -> Record:
-    """Read one raw row; images stay unread.
+def parse_record(raw: Row, find: Find, columns: dict[str, str] | None = None) -> Record:
+    """Read one raw row; images stay unread. `find` turns a cell and the name of its column into a picture.
 
     Raises:
         BadRow: a column is missing or holds what cannot be used.
@@ -140,7 +148,7 @@ def parse_record(raw: Row, root: Path, columns: dict[str, str] | None = None) ->
     if read is None:
         raise _missing("chosen", row, "Name your columns with columns: {image_0: ..., image_1: ..., label_0: ...}.")
     caption = _caption(row)
-    pictures, preferences = read(row, root)
+    pictures, preferences = read(row, find)
     given = {k: parsed(row[k]) for k in PAIR_NUMBERS if row.get(k) is not None}
     numbers = {k: number(k, v, low=PAIR_NUMBERS[k][0], high=PAIR_NUMBERS[k][1]) for k, v in given.items()}
     return Record(caption, pictures, preferences, numbers)
@@ -155,14 +163,14 @@ def _caption(row: Row) -> str:
     return caption
 
 
-def _read_chosen(row: Row, root: Path) -> tuple[list[Picture], list[Preference]]:
+def _read_chosen(row: Row, find: Find) -> tuple[list[Picture], list[Preference]]:
     if row.get("rejected") is None:
         raise _missing("rejected", row)
-    pictures = [picture(row[k], k, root) for k in ("chosen", "rejected")]
+    pictures = [find(row[k], k) for k in ("chosen", "rejected")]
     return _distinct(pictures), [Preference(0, 1, 1.0)]
 
 
-def _read_labelled(row: Row, root: Path) -> tuple[list[Picture], list[Preference]]:
+def _read_labelled(row: Row, find: Find) -> tuple[list[Picture], list[Preference]]:
     for name in ("image_1", "label_0"):
         if row.get(name) is None:
             raise _missing(name, row)
@@ -170,11 +178,11 @@ def _read_labelled(row: Row, root: Path) -> tuple[list[Picture], list[Preference
     if isinstance(label, bool) or label not in (0, TIE, 1):
         hint = "1 means that image 0 is better, 0.5 a tie. " + DROP
         raise BadRow("bad_label", "label_0", shown(row["label_0"]), "0, 0.5 or 1", hint)
-    pictures = _distinct([picture(row[k], k, root) for k in ("image_0", "image_1")])
+    pictures = _distinct([find(row[k], k) for k in ("image_0", "image_1")])
     return pictures, [Preference(1, 0, 1.0) if label == 0 else Preference(0, 1, float(label))]
 
 
-def _read_ranked(row: Row, root: Path) -> tuple[list[Picture], list[Preference]]:
+def _read_ranked(row: Row, find: Find) -> tuple[list[Picture], list[Preference]]:
     found = parsed(row["images"])
     if not isinstance(found, list) or len(found) < 2:
         raise BadRow("bad_type", "images", shown(found), "a list of at least two images")
@@ -186,22 +194,22 @@ def _read_ranked(row: Row, root: Path) -> tuple[list[Picture], list[Preference]]
         raise BadRow("bad_length", key, shown(values), f"a list of {len(found)} numbers, one per image")
     sign = -1.0 if key == "ranks" else 1.0
     merits = [sign * number(f"{key}[{i}]", v) for i, v in enumerate(values)]
-    pictures = _distinct([picture(v, f"images[{i}]", root) for i, v in enumerate(found)])
+    pictures = _distinct([find(v, f"images[{i}]") for i, v in enumerate(found)])
     return pictures, [_preference(i, j, merits) for i, j in combinations(range(len(found)), 2)]
 
 
-LAYOUTS: tuple[tuple[str, Callable[[Row, Path], tuple[list[Picture], list[Preference]]]], ...] = (
+LAYOUTS: tuple[tuple[str, Callable[[Row, Find], tuple[list[Picture], list[Preference]]]], ...] = (
     ("images", _read_ranked),
     ("chosen", _read_chosen),
     ("image_0", _read_labelled),
 )
 
 
-def picture(value: Any, name: str, root: Path) -> Picture:
-    """Return the image of a cell: bytes, {"bytes", "path"} or a path inside `root`.
+def picture(value: Any, name: str, root: Path, boundary: Path | None = None) -> Picture:
+    """Return the image of a cell: bytes, {"bytes", "path"} or a path from `root`.
 
     Raises:
-        BadRow: it is none of these, empty, or a path that leads out of the folder.
+        BadRow: it is none of these, empty, or a path that leads out of `boundary` (None: out of `root`).
     """
     if isinstance(value, dict) and ("bytes" in value or "path" in value):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -211,12 +219,12 @@ def picture(value: Any, name: str, root: Path) -> Picture:
         return Picture(name, data=bytes(value))
     if not isinstance(value, str) or not value:
         raise BadRow("bad_type", name, shown(value), "bytes of an image file, or its path", DROP)
+    outer = (boundary or root).resolve()
     try:
-        return Picture(name, path=inside(root, value))
+        return Picture(name, path=inside(outer, str(root.resolve().relative_to(outer) / value)))
     except BadRow as error:
-        raise BadRow(
-            error.reason, name, error.found, error.accepted, "Set image_folder if they lie elsewhere."
-        ) from None
+        hint = "Set image_folder if they lie elsewhere."
+        raise BadRow(error.reason, name, repr(value), error.accepted, hint) from None
 
 
 def _preference(i: int, j: int, merits: list[float]) -> Preference:

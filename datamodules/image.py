@@ -12,9 +12,10 @@ from pl_prefopt.configurable import to_config
 from pl_prefopt.datamodules._base import Files, PreferenceDataModule
 from pl_prefopt.datamodules._build import default_cache
 from pl_prefopt.datamodules._checks import one_of, positive
-from pl_prefopt.datamodules._image_geometry import Geometry, result_sizes
+from pl_prefopt.datamodules._image_cache import DTYPES, ImageCache, settings_key
+from pl_prefopt.datamodules._image_geometry import Geometry, check_divisible, result_sizes
 from pl_prefopt.datamodules._image_open import conversions
-from pl_prefopt.datamodules._image_rows import ImagePairs, collate
+from pl_prefopt.datamodules._image_rows import ImagePairs, collate, split_captions
 from pl_prefopt.datamodules._image_scan import scan
 from pl_prefopt.datamodules._image_sources import COLUMNS, ImageSource
 from pl_prefopt.datamodules._image_stats import describe_images, image_statistics
@@ -109,6 +110,7 @@ class ImagePreferenceDataModule(PreferenceDataModule):
         self.save_hyperparameters(given, logger=False)
         one_of("ties", ties, TIES)
         one_of("on_bad_row", on_bad_row, ("error", "drop"))
+        one_of("cache_dtype", cache_dtype, DTYPES)
         positive("encode_batch_size", encode_batch_size)
         positive("crop_variants", crop_variants + 1 if isinstance(crop_variants, int) else crop_variants)
         for name in columns or ():
@@ -146,6 +148,7 @@ class ImagePreferenceDataModule(PreferenceDataModule):
             found["train"], found["val"] = split_captions(whole, self._val_fraction, self.seed)
         self.datasets |= {n: rows if n == "train" else rows.still() for n, rows in found.items()}
         self.collate = collate
+        self._fill()
         for name in found:
             rank_zero_info("%s", describe_images(name, self.stats(name)))
 
@@ -166,6 +169,39 @@ class ImagePreferenceDataModule(PreferenceDataModule):
         owner = np.asarray([name for name, _ in self._origins])[part]
         return {name: np.flatnonzero(owner == name) for name, _ in self._origins}
 
+    def _fill(self) -> None:
+        """Give every split latents and embeddings, where the module of the Trainer has what they are made with."""
+        splits = [rows for rows in self.datasets.values() if rows.moments is None]
+        builder = getattr(getattr(self.trainer, "lightning_module", None), "policy_builder", None)
+        build = getattr(builder, "conditioner", None)
+        if not self.cache or build is None or not splits:
+            return
+        if self.geometry.random_crop and not self.geometry.crop_variants:
+            raise ValueError(
+                "crop_variants: found 0, a new crop every epoch, with cache: true; accepted: crop_variants >= 1 random "
+                "crops per pair, or cache: false."
+            )
+        assert self.trainer is not None
+        strategy, share = self.trainer.strategy, self.share()
+        encoder = build(strategy.root_device)
+        check_divisible(self.geometry.sizes, encoder.factor)
+        settings = {"VAE and text encoders": encoder.fingerprint(), **self.geometry.settings()}
+        cache = ImageCache(self._cache_folder(settings), settings, self.cache_dtype)
+        strategy.barrier("image cache opened")
+        captions = [c for rows in splits for c in rows.captions]
+        shown, batch = share.rank == 0, self.encode_batch_size
+        cache.fill_texts(["", *captions], encoder, share, batch, shown)
+        cache.fill_latents(splits, encoder, share, batch, shown)
+        strategy.barrier("image cache filled")
+        cache.refresh()
+        for rows in splits:
+            rows.moments = cache
+
+    def _cache_folder(self, settings: dict[str, Any]) -> Path:
+        if self.cache_dir is not None:
+            return self.cache_dir / "encoded"
+        return default_cache() / "images" / "encoded" / settings_key(settings | {"dtype": self.cache_dtype})
+
     def _load(self, name: str, *, progress: bool = False) -> ImagePairs:
         split = name.split("/")[0]
         source = ImageSource(self._files[name], name, self.columns, self.image_folder)
@@ -177,24 +213,3 @@ class ImagePreferenceDataModule(PreferenceDataModule):
         if not len(rows):
             raise ValueError(f"{name}: no pair is left; counted: {rows.counts}. Ties are kept with ties: half.")
         return rows
-
-
-def split_captions(rows: ImagePairs, fraction: float, seed: int) -> tuple[ImagePairs, ImagePairs]:
-    """Return (train, val): captions drawn by the seed, with all their pairs, until `fraction` of the pairs is reached.
-
-    No caption, and so no image of it, is on both sides.
-
-    Raises:
-        ValueError: one side would be empty.
-    """
-    names, owner = np.unique(np.asarray(rows.captions, dtype=object).astype(str), return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(names))
-    sizes = np.bincount(owner, minlength=len(names))[order]
-    count = int(np.searchsorted(np.cumsum(sizes), fraction * len(rows), side="left")) + 1
-    chosen = np.isin(owner, order[:count])
-    if chosen.all():
-        raise ValueError(
-            f"val: fraction {fraction} of {len(rows)} pairs with {len(names)} different captions leaves nothing for "
-            "training; accepted: at least one caption on both sides. Give validation files instead."
-        )
-    return rows.select(np.flatnonzero(~chosen)), rows.select(np.flatnonzero(chosen))

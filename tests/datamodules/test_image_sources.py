@@ -9,7 +9,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from pl_prefopt.datamodules._checks import BadRow
-from pl_prefopt.datamodules._image_sources import ImageSource, Preference, parse_record
+from pl_prefopt.datamodules._image_sources import ImageSource, Preference, parse_record, picture
 from tests.datamodules.files import write_jsonl
 from tests.datamodules.images import encoded, noise, picture_folder
 
@@ -17,7 +17,7 @@ ROW = {"caption": "a cat", "image_0": b"x", "image_1": b"y", "label_0": 1}
 
 
 def read(row: dict[str, Any], columns: dict[str, str] | None = None) -> list[Preference]:
-    return parse_record(row, Path("folder"), columns).preferences
+    return parse_record(row, lambda value, name: picture(value, name, Path("folder")), columns).preferences
 
 
 @pytest.mark.parametrize(
@@ -128,3 +128,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     record = ImageSource(str(write_jsonl(tmp_path / "rows.jsonl", rows)))[0]
     with pytest.raises(BadRow, match=r"field 'chosen': found no readable file 'no.png'"):
         record.pictures[0].read()
+
+
+def test_made_rows_may_name_images_one_folder_up(tmp_path: Path) -> None:
+    picture_folder(tmp_path / "a", 1)
+    (tmp_path / "b").mkdir()
+    rows = [{"caption": "x", "chosen": "../a/good0.png", "rejected": "../a/bad0.png"}]
+    path = str(write_jsonl(tmp_path / "b" / "pairs.jsonl", rows))
+    assert ImageSource(path, above=1)[0].pictures[0].read() == (tmp_path / "a" / "good0.png").read_bytes()
+    for above in (0, 1):
+        write_jsonl(tmp_path / "b" / "pairs.jsonl", [rows[0] | {"chosen": "../" * (above + 1) + "x.png"}])
+        with pytest.raises(BadRow, match="inside the data folder"):
+            ImageSource(path, above=above)[0]
