@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from pl_prefopt.configurable import to_config
-from pl_prefopt.datamodules._base import Files, PreferenceDataModule
+from pl_prefopt.datamodules._base import Files, Loaders, PreferenceDataModule
 from pl_prefopt.datamodules._build import default_cache
 from pl_prefopt.datamodules._checks import one_of, positive
+from pl_prefopt.datamodules._image_batches import BucketBatches, BucketEvalBatches
 from pl_prefopt.datamodules._image_cache import DTYPES, ImageCache, settings_key
 from pl_prefopt.datamodules._image_geometry import Geometry, check_divisible, result_sizes
 from pl_prefopt.datamodules._image_open import conversions
@@ -122,6 +125,8 @@ class ImagePreferenceDataModule(PreferenceDataModule):
             one_of("limit", name, SPLITS)
             positive("limit", value, none=True)
         sizes = result_sizes(resolution, buckets)
+        if isinstance(train, dict) and buckets is not None:
+            raise ValueError("buckets: found with named sources in train; accepted: one of the two.")
         self.geometry = Geometry(sizes, crop, flip, interpolation, crop_variants, seed)
         self.ties, self.caption_dropout, self.on_bad_row = ties, caption_dropout, on_bad_row
         self.convert = conversions(convert)
@@ -132,6 +137,7 @@ class ImagePreferenceDataModule(PreferenceDataModule):
         self._files = named_files([path for _, path in self._origins] or train, val, test)
         self._val_fraction = float(val) if isinstance(val, (int, float)) else None
         self.datasets: dict[str, ImagePairs] = {}
+        self._replaced: ImagePairs | None = None
 
     def prepare_data(self) -> None:
         """Decode and check all images, on one process per node; what was found is kept."""
@@ -153,8 +159,32 @@ class ImagePreferenceDataModule(PreferenceDataModule):
             rank_zero_info("%s", describe_images(name, self.stats(name)))
 
     def conditions(self, split: str = "train") -> list[str]:
-        """Return the distinct captions of a split, in order."""
-        return list(dict.fromkeys(self.datasets[split].captions))
+        """Return the distinct captions of a split, in order; those of the given files, also after `replace_train`."""
+        return list(dict.fromkeys(self._given(split).captions))
+
+    def truths(self, conditions: Sequence[str]) -> list[Tensor]:
+        """Return the better image of the first training pair of each caption, (3, H, W) in [0, 1], as it is cropped."""
+        rows = self._given("train").still()
+        first = {caption: i for i, caption in reversed(list(enumerate(rows.captions)))}
+        frames = {i: rows.geometry.frame(rows.sizes(i), 0, i) for i in (first[c] for c in conditions)}
+        return [rows.pixels(first[c], frames[first[c]], [0])[0] / 2 + 0.5 for c in conditions]
+
+    def replace_train(self, files: Files) -> None:
+        """Train on the pairs of other files, in the standard columns; rows that cannot be used are left out.
+
+        Their images may lie up to one folder above the file.
+        """
+        if self._files["train"] == files:
+            return
+        self._replaced = self._given("train")
+        self._origins, self._files["train"] = [], files
+        self.datasets["train"] = self._load("train", progress=self.share().rank == 0)
+        self._fill()
+
+    def pictures(self, split: str, index: int) -> Tensor:
+        """Return the chosen and the rejected image behind row `index` of a split, (2, 3, H, W) in [0, 1]."""
+        rows = self.datasets[split]
+        return rows.pixels(index, rows.geometry.frame(rows.sizes(index), 0, index)) / 2 + 0.5
 
     def stats(self, split: str) -> dict[str, Any]:
         """Return counts, sizes, and what scaling and cropping do to the images of a split."""
@@ -197,17 +227,44 @@ class ImagePreferenceDataModule(PreferenceDataModule):
         for rows in splits:
             rows.moments = cache
 
+    def _make_train_loader(self) -> Any:
+        if len(self.geometry.sizes) == 1:
+            return super()._make_train_loader()
+        rows, accumulate = self.datasets["train"], getattr(self.trainer, "accumulate_grad_batches", 1)
+        options: dict[str, Any] = {"seed": self.seed, "shuffle": self.shuffle, "drop_last": self.drop_last}
+        plan = BucketBatches(rows.buckets, self.batch_size, self.share(), accumulate=accumulate, **options)
+        if plan.left_out:
+            rank_zero_info(f"train: {plan.left_out} of {len(rows)} pairs do not fill a batch of one size or a step")
+        return self._loader(rows, plan)
+
+    def _eval_loaders(self, stage: str) -> Loaders:
+        if len(self.geometry.sizes) == 1:
+            return super()._eval_loaders(stage)
+        size, share = self.eval_batch_size, self.share()
+        loaders = []
+        for name in self.names(stage):
+            rows = self.datasets[name]
+            loaders.append(self._loader(rows, BucketEvalBatches(rows.buckets, size, share, name=name)))
+        return loaders[0] if len(loaders) == 1 else loaders
+
     def _cache_folder(self, settings: dict[str, Any]) -> Path:
         if self.cache_dir is not None:
             return self.cache_dir / "encoded"
         return default_cache() / "images" / "encoded" / settings_key(settings | {"dtype": self.cache_dtype})
 
+    def _given(self, split: str) -> ImagePairs:
+        """The rows of the given files, whatever has replaced them."""
+        return self._replaced if split == "train" and self._replaced is not None else self.datasets[split]
+
     def _load(self, name: str, *, progress: bool = False) -> ImagePairs:
-        split = name.split("/")[0]
-        source = ImageSource(self._files[name], name, self.columns, self.image_folder)
+        limit, on_bad_row = self._limits.get(name.split("/")[0]), self.on_bad_row
+        if name == "train" and self._replaced is not None:
+            source, limit, on_bad_row = ImageSource(self._files[name], name, above=1), None, "drop"
+        else:
+            source = ImageSource(self._files[name], name, self.columns, self.image_folder)
         folder = (self.cache_dir or default_cache() / "images") / "scans"
-        options: dict[str, Any] = {"convert": self.convert, "on_bad_row": self.on_bad_row}
-        scanned = scan(source, **options, limit=self._limits.get(split), folder=folder, progress=progress)
+        options: dict[str, Any] = {"convert": self.convert, "on_bad_row": on_bad_row}
+        scanned = scan(source, **options, limit=limit, folder=folder, progress=progress)
         dropout = self.caption_dropout
         rows = ImagePairs(source, scanned, self.geometry, ties=self.ties, convert=self.convert, caption_dropout=dropout)
         if not len(rows):

@@ -222,3 +222,24 @@ def test_rows_can_be_pickled_and_hyperparameters_are_plain(path: Path) -> None:
     rows = pickle.loads(pickle.dumps(data.datasets["train"]))
     assert torch.equal(rows[1]["pixels"], data.datasets["train"][1]["pixels"])
     assert data.hparams["resolution"] == [12, 16]
+
+
+def test_rounds_write_pairs_that_are_trained_on(path: Path, tmp_path: Path) -> None:
+    data = ready(path)
+    assert data.conditions() == ["caption 0", "caption 1", "caption 2"]
+    truths = data.truths(["caption 1", "caption 0"])
+    expected = [data.datasets["train"][i]["pixels"][0] / 2 + 0.5 for i in (1, 0)]
+    assert all(torch.equal(a, b) for a, b in zip(truths, expected, strict=True))
+    made = [torch.rand(3, 12, 16, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    names = data.write_samples(tmp_path, "round-000/samples/0", made)
+    truth = data.write_samples(tmp_path, "truths/1", truths[:1])
+    rows = [{"condition": "caption 1", "chosen": truth[0], "rejected": names[1], "weight": 0.5, "round": 0}]
+    file = data.write_pairs(tmp_path, "round-001/pairs", [*rows, rows[0] | {"rejected": truth[0]}])
+    data.replace_train([file])
+    train = data.datasets["train"]
+    assert (len(train), train.counts["dropped/identical"]) == (1, 1)
+    assert (train[0]["caption"], train[0]["weight"]) == ("caption 1", 0.5)
+    want = torch.stack([truths[0], made[1]]) * 2 - 1
+    assert (train[0]["pixels"] - want).abs().max() <= 1.01 / 255
+    assert data.conditions() == ["caption 0", "caption 1", "caption 2"]
+    assert torch.equal(data.truths(["caption 2"])[0], ready(path).truths(["caption 2"])[0])
