@@ -61,6 +61,17 @@ class Family(ABC):
         prediction = self.predict(network, self.process.noised(x0, noise, t), t, cond)
         return prediction.float() - self.process.target(x0, noise, t).float()
 
+    def features(self, network: nn.Module, x0: Tensor, draws: dict[str, Tensor], cond: Condition) -> Tensor:
+        """(N, positions, D) input of the network's output layer, for the same arguments as `residual`."""
+        seen: list[Tensor] = []
+        hook = network.get_submodule(self.output_layer).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            self.residual(network, x0, draws, cond)
+        finally:
+            hook.remove()
+        (hidden,) = seen
+        return hidden.flatten(2).transpose(1, 2) if hidden.dim() == 4 else hidden
+
     def timestep(self, u: Tensor) -> Tensor:
         """(B,) noise levels in [0, 1) -> (B,) timesteps."""
         return self.process.timestep(u)

@@ -1,7 +1,7 @@
 """Pure functions of log-ratios: unreduced, differentiable twice, torch only."""
 
 from pl_prefopt.losses.adapters import fast_slow_loss
-from pl_prefopt.losses.diffusion import ddo_loss, denoising_logratios, diffusion_dpo_loss
+from pl_prefopt.losses.diffusion import ddo_loss, denoising_logratios, diffusion_dpo_loss, safeguard_factor
 from pl_prefopt.losses.divergence import f_dpo_loss, f_score
 from pl_prefopt.losses.lists import (
     adpo_listwise_loss,
@@ -54,6 +54,7 @@ __all__ = [
     "orpo_loss",
     "plackett_luce_loss",
     "robust_dpo_loss",
+    "safeguard_factor",
     "simpo_loss",
     "softmax_dpo_loss",
     "sppo_loss",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from pl_prefopt.losses._checks import positive, rows, within
@@ -71,3 +72,24 @@ def ddo_loss(real: Tensor, fake: Tensor, *, alpha: float = 1.0, beta: float = 0.
     positive("beta", beta)
     within("alpha", alpha, 0.0, math.inf, open_high=True)
     return softplus(-beta * wide(real)) + alpha * softplus(beta * wide(fake))
+
+
+def safeguard_factor(chosen_residuals: Tensor, rejected_residuals: Tensor, *, mu: float) -> Tensor:
+    """Share of the loser's gradient that keeps the winner's error from rising, one number per batch (Diffusion-SDPO).
+
+    With g = residual, the error's gradient with respect to the prediction up to a common factor:
+    min(1, (1 - mu) |g_w|^2 / (g_l . g_w)) where g_l . g_w > 0, else 1.
+
+    Args:
+        chosen_residuals: (B, ...) prediction minus target of the winner.
+        rejected_residuals: (B, ...) of the loser.
+        mu: in (0, 1); .9 for SD 1.5, .6 for SDXL.
+
+    Returns:
+        A scalar in [0, 1], without gradient.
+    """
+    within("mu", mu, 0.0, 1.0, open_low=True, open_high=True)
+    chosen, rejected = wide(chosen_residuals.detach()), wide(rejected_residuals.detach())
+    along = (chosen * rejected).sum()
+    share = ((1 - mu) * chosen.square().sum() / along.clamp(min=1e-30)).clamp(0.0, 1.0)
+    return torch.where(along > 0, share, torch.ones_like(share))

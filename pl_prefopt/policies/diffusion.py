@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pl_prefopt.policies.base import PolicyBuilder, check_lora, disable_dropout
+from pl_prefopt.policies.base import PolicyBuilder, check_lora
 from pl_prefopt.policies.causal_lm import DTYPES
 
 if TYPE_CHECKING:
@@ -81,16 +81,15 @@ class Diffusion(PolicyBuilder):
         return PretrainedSource(self.pretrained, self.revision, self.variant)
 
     def __call__(self) -> nn.Module:
-        """Build the denoiser alone; the global random state is left as it was."""
+        """Build the denoiser alone, without dropout (eval mode); the global random state is left as it was."""
         source = self.source()
         network = source.component(source.kind.denoiser, DTYPES[self.dtype]).requires_grad_(True)
-        disable_dropout(network)
         if self.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._adapt(network, source)
-        return network.train()
+        return network.eval()
 
     def family(self) -> Family:
         """How the denoiser is called, and with which noise process."""
