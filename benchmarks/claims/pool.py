@@ -21,12 +21,14 @@ def work(name: str, seed: int, folder: Path) -> tuple[str, int, float]:
 
 
 def _one_thread() -> None:
+    import logging
     import warnings
 
     import torch
 
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def run_missing(names: Sequence[str], seeds: int, folder: Path, processes: int = 2) -> Iterator[tuple[str, int, float]]:
