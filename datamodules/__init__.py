@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pl_prefopt.datamodules._rows import TokenizedRows
     from pl_prefopt.datamodules._sampler import EvalBatches, Share, TrainBatches
     from pl_prefopt.datamodules.image import ImagePreferenceDataModule
+    from pl_prefopt.datamodules.image_relabel import relabel_images
     from pl_prefopt.datamodules.text import TextPreferenceDataModule
     from pl_prefopt.datamodules.tokenizers import PretrainedTokenizer, TokenizerBuilder, TrainedTokenizer
 
@@ -36,6 +37,7 @@ _HOMES = {
     "TokenizerBuilder": "tokenizers",
     "TrainBatches": "_sampler",
     "TrainedTokenizer": "tokenizers",
+    "relabel_images": "image_relabel",
 }
 __all__ = [
     "Collator",
@@ -51,6 +53,7 @@ __all__ = [
     "TokenizerBuilder",
     "TrainBatches",
     "TrainedTokenizer",
+    "relabel_images",
 ]
 
 

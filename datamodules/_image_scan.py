@@ -108,9 +108,7 @@ class _Scan:
             return error
 
     def _add(self, at: int, record: Record, images: list[Inspected]) -> None:
-        if len({i.digest for i in images}) < len(images):
-            field = record.pictures[1].field
-            raise BadRow("identical", field, "the same bytes as in the other image", "two different images", DROP)
+        refuse_same([i.digest for i in images], record)
         self.numbers = {k: [] for k in record.numbers} if self.numbers is None else self.numbers
         odd = self.numbers.keys() ^ record.numbers.keys()
         if odd:
@@ -130,6 +128,13 @@ class _Scan:
 def digest_of(data: bytes) -> str:
     """Return the key of an encoded image."""
     return hashlib.sha256(data).hexdigest()[:32]
+
+
+def refuse_same(digests: list[str], record: Record) -> None:
+    """Raise `BadRow` where two images of a row have the same bytes."""
+    if len(set(digests)) < len(digests):
+        field = record.pictures[1].field
+        raise BadRow("identical", field, "the same bytes as in another image", "different images", DROP)
 
 
 def inspect(picture: Picture, convert: frozenset[str]) -> Inspected:
