@@ -31,7 +31,8 @@ class TextPreferenceModule(PreferenceModule):
 
     Args:
         policy: what to train, e.g. `CausalLM(pretrained="Qwen/Qwen2.5-0.5B")`.
-        objective: DPO, TDPO, LDDPO, ... or a mixture.
+        objective: DPO, TDPO, LDDPO, ... or a mixture; None: DPO(). (An object as default would lend its arguments to
+            whatever class a configuration names.)
         reference: AutoReference, FrozenCopy, AdapterOff, AdapterCopy, CachedReference or NoReference.
         optimizer: called with the trainable parameters.
         lr_scheduler: called with the optimizer, stepped per optimizer step.
@@ -55,7 +56,7 @@ class TextPreferenceModule(PreferenceModule):
     def __init__(
         self,
         policy: PolicyBuilder,
-        objective: Objective = DPO(),  # noqa: B008
+        objective: Objective | None = None,
         reference: Reference = AutoReference(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -64,7 +65,7 @@ class TextPreferenceModule(PreferenceModule):
         vocab_chunk_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(policy, objective, reference, optimizer, lr_scheduler, seed)
+        super().__init__(policy, objective or DPO(), reference, optimizer, lr_scheduler, seed)
         self.shared_prefix = shared_prefix
         self.chunk_size = chunk_size
         self.vocab_chunk_size = vocab_chunk_size
