@@ -85,7 +85,7 @@ class Source(ABC):
                 f"prediction_type is {prediction!r}, but {self.pipeline_name} is a flow matching model, which predicts "
                 "noise minus data; leave it unset"
             )
-        return Flow(1.0 if scheduler.config.use_dynamic_shifting else scheduler.config.shift)
+        return Flow(scheduler)
 
     def pipeline(
         self, dtype: torch.dtype, denoiser: nn.Module | None, only: Callable[[str], bool] | None = None

@@ -7,7 +7,7 @@ and `time_ids` (B, 6); `guidance` (B,) for guidance-distilled transformers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,23 @@ class Family(ABC):
             hook.remove()
         (hidden,) = seen
         return hidden.flatten(2).transpose(1, 2) if hidden.dim() == 4 else hidden
+
+    def generate(
+        self,
+        network: nn.Module,
+        cond: Condition,
+        empty: Condition,
+        shape: tuple[int, int, int],
+        generators: Sequence[torch.Generator],
+        *,
+        steps: int,
+        guidance: float,
+    ) -> Tensor:
+        """Latents (N, C, h, w) for N conditions; `empty` is what guidance subtracts, `generators` belong to rows."""
+        from pl_prefopt.diffusion.sampling import denoise
+
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(cond["prompt_embeds"].device)
+        return denoise(self, network, cond, empty, noise, steps=steps, guidance=guidance)
 
     def timestep(self, u: Tensor) -> Tensor:
         """(B,) noise levels in [0, 1) -> (B,) timesteps."""

@@ -49,7 +49,16 @@ class Process(ABC):
 
     @abstractmethod
     def epsilon_factor(self, t: Tensor) -> Tensor:
-        """(B,) c with e_eps = c e: the squared error in noise is c times that in this target (image notes, 1.8)."""
+        """(B,) c with e_eps = c e: the squared error in noise is c times that in this target."""
+
+    @abstractmethod
+    def sampler(self, steps: int, positions: int) -> tuple[Any, Tensor]:
+        """A diffusers scheduler set to `steps` steps, and its timesteps as the family's networks take them.
+
+        Args:
+            steps: >= 1.
+            positions: tokens of a picture, for schedules that depend on it.
+        """
 
 
 def _unknown(prediction: str) -> ValueError:
@@ -122,16 +131,30 @@ class VariancePreserving(Process):
             return self.coefficients(t)[0] ** 2
         return torch.ones_like(t, dtype=torch.float32) if self.prediction == "epsilon" else self.snr(t)
 
+    def sampler(self, steps: int, positions: int) -> tuple[Any, Tensor]:
+        """DDIM that begins at the last timestep."""
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+        options = {"prediction_type": self.prediction, "timestep_spacing": "trailing"}
+        made: Any = DDIMScheduler.from_config(self.scheduler.config, **options)
+        made.set_timesteps(steps)
+        return made, made.timesteps
+
 
 class Flow(Process):
     """x_t = (1 - s) x0 + s n with target n - x0 (rectified flow); t is s itself, in [0, 1].
 
     Args:
-        shift: s = shift u / (1 + (shift - 1) u), > 0; SD3 uses 3.
+        scheduler: a diffusers FlowMatchEulerDiscreteScheduler; None: one without a shift.
     """
 
-    def __init__(self, shift: float = 1.0) -> None:
-        self.shift = shift
+    def __init__(self, scheduler: Any = None) -> None:
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+        self.scheduler: Any = scheduler if scheduler is not None else FlowMatchEulerDiscreteScheduler()
+        self.steps = self.scheduler.config.num_train_timesteps
+        self.shift = 1.0 if self.scheduler.config.use_dynamic_shifting else self.scheduler.config.shift
+        """s = shift u / (1 + (shift - 1) u); 3 in SD3. Schedules that shift by resolution train without a shift."""
 
     def timestep(self, u: Tensor) -> Tensor:
         """The shifted level, float32."""
@@ -162,3 +185,14 @@ class Flow(Process):
     def epsilon_factor(self, t: Tensor) -> Tensor:
         """(1 - s)^2."""
         return (1 - t.float()) ** 2
+
+    def sampler(self, steps: int, positions: int) -> tuple[Any, Tensor]:
+        """Euler, shifted as the scheduler says."""
+        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+        config = self.scheduler.config
+        made: Any = type(self.scheduler).from_config(config)
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        shift = calculate_shift(positions, *(config[name] for name in names))
+        made.set_timesteps(steps, **({"mu": shift} if config.use_dynamic_shifting else {}))
+        return made, made.timesteps / self.steps

@@ -228,10 +228,15 @@ class ImagePreferenceModule(PreferenceModule):
         """(N, count, 3, H, W) pictures in [0, 1], the same for the same seed, whatever is drawn beside them."""
         from pl_prefopt.diffusion.sampling import draw
 
-        return draw(
-            self.family, self.policy, self.conditioner(), conditions,
-            count=count, steps=steps, guidance=guidance, size=size, seed=seed,
-        )  # fmt: skip
+        options = {"count": count, "steps": steps, "guidance": guidance, "size": size or self._size(), "seed": seed}
+        return draw(self.family, self.policy, self.conditioner(), conditions, **options)
+
+    def _size(self) -> tuple[int, int] | None:
+        """Height and width of the datamodule's pictures, where there is one that says so."""
+        found = (
+            None if self._trainer is None else getattr(getattr(self.trainer, "datamodule", None), "resolution", None)
+        )
+        return (found, found) if isinstance(found, int) else found and (found[0], found[1])
 
     def preview(self, conditions: Sequence[str], seed: int) -> Tensor:
         """One picture per caption, (N, 3, H, W) in [0, 1]."""

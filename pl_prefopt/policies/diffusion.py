@@ -106,6 +106,30 @@ class Diffusion(PolicyBuilder):
         """A diffusers pipeline around `policy`, to save or to sample with diffusers' own code."""
         return self.source().pipeline(DTYPES[self.dtype], policy)
 
+    def export(self, policy: nn.Module, folder: Path) -> None:
+        """Write what diffusers reads: `pipe.load_lora_weights(folder)`, alpha included, or the denoiser's sub-folder.
+
+        Adapters that are not in use, such as a reference's, are not written.
+        """
+        from pl_prefopt.adapters import has_adapters
+
+        source = self.source()
+        name = source.kind.denoiser
+        if not has_adapters(policy):
+            policy.save_pretrained(folder / name)  # type: ignore[operator]
+            return
+        import diffusers
+        from peft.utils import get_peft_model_state_dict
+
+        layers = get_peft_model_state_dict(policy, adapter_name="default")
+        settings = policy.peft_config["default"].to_dict()  # type: ignore[index, union-attr]
+        cls = getattr(diffusers, source.pipeline_name)
+        cls.save_lora_weights(
+            folder,
+            **{f"{name}_lora_layers": layers, f"{name}_lora_adapter_metadata": settings},
+            safe_serialization=True,
+        )
+
     def _adapt(self, network: Any, source: Source) -> None:
         if self.adapter is not None:
             _load_adapter(network, self.adapter, source)

@@ -27,6 +27,12 @@ def diffusion(prediction: str | None = None) -> VariancePreserving:
     return VariancePreserving(scheduler, prediction)
 
 
+def shifted() -> Flow:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return Flow(FlowMatchEulerDiscreteScheduler(shift=3.0))
+
+
 def rows(n: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(3)
     x0, noise = (torch.randn(n, 4, 3, 5, generator=g) for _ in range(2))
@@ -84,7 +90,7 @@ def test_error_identities_of_flow() -> None:
     torch.testing.assert_close(e_eps, flow.epsilon_factor(s).double() * e_v, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("process", [diffusion("epsilon"), diffusion("v_prediction"), diffusion("sample"), Flow(3.0)])
+@pytest.mark.parametrize("process", [diffusion("epsilon"), diffusion("v_prediction"), diffusion("sample"), shifted()])
 def test_the_target_decodes_to_the_data(process: Process) -> None:
     x0, noise, u = rows()
     t = process.timestep(u * 0.8)
@@ -94,7 +100,7 @@ def test_the_target_decodes_to_the_data(process: Process) -> None:
 
 def test_shift_and_levels() -> None:
     u = torch.tensor([0.0, 0.25, 0.5, 0.999])
-    torch.testing.assert_close(Flow(3.0).timestep(u), 3 * u / (1 + 2 * u))
+    torch.testing.assert_close(shifted().timestep(u), 3 * u / (1 + 2 * u))
     assert diffusion().timestep(u).tolist() == [0, 250, 500, 999]
     assert diffusion().level(torch.tensor([250])).item() == 0.25
 
