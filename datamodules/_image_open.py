@@ -31,7 +31,7 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _is_wide(image: Image.Image) -> bool:
-    return image.mode in WIDE_MODES or any("16" in _raw_mode(tile[3]) for tile in image.tile)
+    return image.mode in WIDE_MODES or any("16" in _raw_mode(tile[3]) for tile in getattr(image, "tile", []))
 
 
 def _raw_mode(arguments: object) -> str:

@@ -76,5 +76,5 @@ def test_a_folder_of_two_aspect_ratios(tmp_path: Path) -> None:
     assert data.stats("train")["buckets"] == {"12x16": 4, "16x8": 2}
     shapes = sorted((tuple(b["pixels"].shape[-2:]), len(b["index"])) for b in data.train_dataloader())
     assert shapes == [((12, 16), 2), ((12, 16), 2), ((16, 8), 2)]
-    seen = [i for b in data.val_dataloader() for i in b["index"].tolist()]
+    seen = [i for b in iter(data.val_dataloader()) for i in b["index"].tolist()]
     assert sorted(seen) == list(range(6))
