@@ -60,7 +60,8 @@ class SentimentDataModule(TextPreferenceDataModule):
         list_size: completions per row; above 2 rows are lists, best first, with graded relevance 0 to 4.
         soft_labels: add the column `preference_prob`, the true P(chosen over rejected) under noise and bias.
         weights: objective (sentiment, brevity, restraint) -> weight in R.
-        margins: objectives whose rewards are added as `chosen_margins` and `rejected_margins` (MODPO).
+        margins: objectives whose rewards are added, as `chosen_margins` and `rejected_margins` (MODPO), or as `margins`
+            of lists (PAMA).
         world: the language.
         batch_size: rows per micro-batch.
         eval_batch_size: the same in evaluation; None means `batch_size`.

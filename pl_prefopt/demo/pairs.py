@@ -151,7 +151,8 @@ def _row(
     items = items[order]
     if recipe.list_size > 2:
         grades = np.clip((utility[order] + 3) / 6 * 5, 0, 4).astype(int)
-        return row | {"completions": [world.text(i) for i in items], "relevance": grades.tolist()}
+        row |= {"completions": [world.text(i) for i in items], "relevance": grades.tolist()}
+        return row | ({"margins": _margins(world, topic, items, recipe)} if recipe.margins else {})
     row |= {"chosen": world.text(items[0]), "rejected": world.text(items[1])}
     row |= {"chosen_reward": float(values[items[0]]), "rejected_reward": float(values[items[1]])}
     if recipe.soft_labels:
@@ -159,6 +160,11 @@ def _row(
         row["preference_prob"] = float(
             preference_prob(recipe, values[items[0]] - values[items[1]], words[0] - words[1])
         )
-    for side, item in zip(("chosen", "rejected"), items, strict=True) if recipe.margins else ():
-        row[f"{side}_margins"] = [float(world.rewards(topic, name)[item]) for name in recipe.margins]
+    if recipe.margins:
+        row["chosen_margins"], row["rejected_margins"] = _margins(world, topic, items, recipe)
     return row
+
+
+def _margins(world: SentimentWorld, topic: str, items: np.ndarray, recipe: Recipe) -> list[list[float]]:
+    """(K, M) rewards of the objectives in `margins`."""
+    return np.stack([world.rewards(topic, name)[items] for name in recipe.margins], 1).tolist()

@@ -25,6 +25,7 @@ from pl_prefopt.losses.pairwise import (
     robust_dpo_loss,
     sppo_loss,
 )
+from pl_prefopt.losses.pareto import pama_loss, pama_scale
 from pl_prefopt.losses.reference_free import orpo_loss, simpo_loss
 from pl_prefopt.losses.token import length_desensitized_sum, tdpo_loss
 
@@ -52,6 +53,8 @@ __all__ = [
     "modpo_weights",
     "nca_loss",
     "orpo_loss",
+    "pama_loss",
+    "pama_scale",
     "plackett_luce_loss",
     "robust_dpo_loss",
     "safeguard_factor",

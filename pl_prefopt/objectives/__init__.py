@@ -4,7 +4,7 @@ from pl_prefopt.objectives.base import Objective
 from pl_prefopt.objectives.ddo import DDO
 from pl_prefopt.objectives.lists import ADPO, IRPO, PlackettLuce, SoftmaxDPO
 from pl_prefopt.objectives.mixture import WPO, Mixture
-from pl_prefopt.objectives.multi import MODPO
+from pl_prefopt.objectives.multi import MODPO, PAMA
 from pl_prefopt.objectives.pairwise import (
     BCO,
     DPO,
@@ -40,6 +40,7 @@ __all__ = [
     "MODPO",
     "NCA",
     "ORPO",
+    "PAMA",
     "SFT",
     "SPPO",
     "TDPO",

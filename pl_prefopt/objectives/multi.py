@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from pl_prefopt import losses
+from pl_prefopt.losses._checks import choice, list_mask, positive
+from pl_prefopt.losses.pareto import SCALES
 from pl_prefopt.objectives.base import Objective, check_beta, column
 from pl_prefopt.scores import PairScores
 
@@ -38,3 +40,34 @@ class MODPO(Objective):
         margins = column(scores, "margins", self).to(scores.logratios)
         other = margins @ losses.modpo_weights(self.weights, margins.shape[-1])[1:].to(margins)
         return ((self.beta * scores.logratios - other) / self.weights[0]).detach()
+
+
+class PAMA(Objective):
+    """`pama_loss` with the `margins` column (B, K, M): rewards of all objectives, none of which has weights or labels.
+
+    The advantage of a sample is (reward - mean) / (std + 1e-8) over its list, with the unbiased std, for each objective
+    by itself. **Group advantages are ours**: the paper has a value head per objective and ratios per token. Wants
+    samples of the reference (`PreferenceRounds` gives new ones), best more than two per prompt.
+
+    Args:
+        clip: epsilon of the ratio of sequences, > 0; .2 allows one sample 1.2 times its reference probability.
+        scale: "term" or "batch", as in `pama_loss`.
+    """
+
+    needs = Objective.needs | {"list", "margins"}
+
+    def __init__(self, clip: float = 0.2, scale: str = "term") -> None:
+        positive("clip", clip)
+        choice("scale", scale, SCALES)
+        self.clip = clip
+        self.scale = scale
+
+    def __call__(self, scores: PairScores) -> Tensor:
+        """(B,) loss."""
+        rewards = column(scores, "margins", self)
+        real = list_mask("list_mask", scores.mask, scores.logratios, 2)
+        kept, count = real[..., None], real.sum(1)[:, None, None]
+        mean = (rewards * kept).sum(1, keepdim=True) / count
+        variance = ((rewards - mean).square() * kept).sum(1, keepdim=True) / (count - 1).clamp(min=1)
+        advantages = (rewards - mean) / (variance.sqrt() + 1e-8)
+        return losses.pama_loss(scores.logratios, advantages, clip=self.clip, scale=self.scale, mask=real)
