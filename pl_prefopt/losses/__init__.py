@@ -1,7 +1,16 @@
 """Pure functions of log-ratios: unreduced, differentiable twice, torch only."""
 
 from pl_prefopt.losses.adapters import fast_slow_loss
-from pl_prefopt.losses.diffusion import ddo_loss, denoising_logratios, diffusion_dpo_loss, safeguard_factor
+from pl_prefopt.losses.diffusion import (
+    ddo_loss,
+    denoising_logratios,
+    diffusion_dpo_loss,
+    diffusion_kto_loss,
+    dspo_loss,
+    linear_dpo_loss,
+    mapo_loss,
+    safeguard_factor,
+)
 from pl_prefopt.losses.divergence import f_dpo_loss, f_score
 from pl_prefopt.losses.lists import (
     adpo_listwise_loss,
@@ -38,9 +47,11 @@ __all__ = [
     "ddo_loss",
     "denoising_logratios",
     "diffusion_dpo_loss",
+    "diffusion_kto_loss",
     "discopop_loss",
     "dpo_loss",
     "dpop_loss",
+    "dspo_loss",
     "exo_loss",
     "f_dpo_loss",
     "f_score",
@@ -49,6 +60,8 @@ __all__ = [
     "ipo_loss",
     "irpo_loss",
     "length_desensitized_sum",
+    "linear_dpo_loss",
+    "mapo_loss",
     "modpo_loss",
     "modpo_weights",
     "nca_loss",

@@ -93,3 +93,126 @@ def safeguard_factor(chosen_residuals: Tensor, rejected_residuals: Tensor, *, mu
     along = (chosen * rejected).sum()
     share = ((1 - mu) * chosen.square().sum() / along.clamp(min=1e-30)).clamp(0.0, 1.0)
     return torch.where(along > 0, share, torch.ones_like(share))
+
+
+def mapo_loss(
+    chosen_errors: Tensor, rejected_errors: Tensor, *, beta: float = 0.1, scale: float = 0.5, steps: int = 1000
+) -> Tensor:
+    """MaPO: m_w - beta log sigma(T [f(m_w) - f(m_l)]), f(x) = s x / (e^{s x} - 1); no reference (2406.06424, code).
+
+    Args:
+        chosen_errors: (B,) of the policy on the winner, >= 0.
+        rejected_errors: (B,) on the loser.
+        beta: weight of the ratio term, > 0.
+        scale: s, > 0.
+        steps: T, number of training timesteps.
+    """
+    rows(chosen_errors=chosen_errors, rejected_errors=rejected_errors)
+    positive("beta", beta)
+    positive("scale", scale)
+    positive("steps", steps)
+    winner, loser = wide(chosen_errors), wide(rejected_errors)
+    return winner + beta * softplus(-steps * (_bernoulli(scale * winner) - _bernoulli(scale * loser)))
+
+
+def _bernoulli(x: Tensor) -> Tensor:
+    """X / (e^x - 1), 1 at 0, without 0 / 0, falling to 0 without overflow."""
+    small = x.abs() < 1e-3
+    safe = torch.where(small, torch.ones_like(x), x)
+    return torch.where(small, 1 - x / 2 + x * x / 12, safe * torch.exp(-safe) / -torch.expm1(-safe))
+
+
+def diffusion_kto_loss(
+    gains: Tensor,
+    desirable: Tensor,
+    baseline: Tensor,
+    *,
+    beta: float = 1000.0,
+    weights: tuple[float, float] = (1.0, 1.0),
+) -> Tensor:
+    """Diffusion-KTO on unpaired samples: w_y (1 - sigma(+-beta (g - z))), + where the sample is desirable.
+
+    Args:
+        gains: (B,) g = e_ref - e_policy.
+        desirable: (B,) bool.
+        baseline: scalar z >= 0 without gradient: max(0, mean of g over the batch) in the paper's code.
+        beta: > 0.
+        weights: of desirable and of undesirable samples, >= 0.
+    """
+    rows(gains=gains)
+    positive("beta", beta)
+    for name, value in zip(("weights[0]", "weights[1]"), weights, strict=True):
+        within(name, value, 0.0, math.inf, open_high=True)
+    if desirable.shape != gains.shape or desirable.dtype != torch.bool:
+        raise ValueError(f"desirable must be bool {tuple(gains.shape)}, got {desirable.dtype} {tuple(desirable.shape)}")
+    sign = torch.where(desirable, 1.0, -1.0).to(wide(gains))
+    weight = torch.where(desirable, float(weights[0]), float(weights[1])).to(sign)
+    return weight * torch.sigmoid(-sign * beta * (wide(gains) - baseline.detach()))
+
+
+def linear_dpo_loss(
+    chosen_errors: Tensor,
+    rejected_errors: Tensor,
+    ref_chosen_errors: Tensor,
+    ref_rejected_errors: Tensor,
+    *,
+    beta: float = 100.0,
+    eta: float = 1e-3,
+) -> Tensor:
+    """Linear-DPO: sg[clamp(.2 beta ((m_w - m_l) - (r_w - r_l)) + .5, eta, 1 - eta)] (m_w - m_l) (2605.21123).
+
+    The weight is the sigmoid's gradient made linear; the paper's reference is an EMA of the policy (.99 to .995).
+
+    Args:
+        chosen_errors: (B,) m_w of the policy on the winner.
+        rejected_errors: (B,) m_l on the loser.
+        ref_chosen_errors: (B,) r_w of the reference.
+        ref_rejected_errors: (B,) r_l.
+        beta: > 0; 100 (SD 1.5), 500 (SDXL), 5000 (SD3).
+        eta: least weight, in [0, 1/2); .05 for SD3.
+    """
+    rows(
+        chosen_errors=chosen_errors,
+        rejected_errors=rejected_errors,
+        ref_chosen_errors=ref_chosen_errors,
+        ref_rejected_errors=ref_rejected_errors,
+    )
+    positive("beta", beta)
+    within("eta", eta, 0.0, 0.5, open_high=True)
+    gap = wide(chosen_errors) - wide(rejected_errors)
+    ref_gap = wide(ref_chosen_errors) - wide(ref_rejected_errors)
+    weight = (0.2 * beta * (gap - ref_gap) + 0.5).clamp(eta, 1 - eta).detach()
+    return weight * gap
+
+
+def dspo_loss(
+    chosen_errors: Tensor,
+    rejected_errors: Tensor,
+    ref_chosen_errors: Tensor,
+    ref_rejected_errors: Tensor,
+    chosen_products: Tensor,
+    *,
+    beta: float = 0.01,
+) -> Tensor:
+    """DSPO: |d_w - c (d_w - d_ref)|^2, c = beta (1 - sigma(inside)), d = prediction - target (released SD 1.5 code).
+
+    Written out with d_w . d_ref, so that errors suffice: (1-c)^2 m_w + 2c(1-c) <d_w, d_ref> + c^2 r_w; inside as in
+    `diffusion_dpo_loss`, with gradient. The released SDXL branch differs.
+
+    Args:
+        chosen_errors: (B,) m_w of the policy on the winner.
+        rejected_errors: (B,) on the loser.
+        ref_chosen_errors: (B,) r_w of the reference.
+        ref_rejected_errors: (B,).
+        chosen_products: (B,) mean over elements of d_w d_ref on the winner.
+        beta: > 0.
+    """
+    rows(chosen_errors=chosen_errors, chosen_products=chosen_products)
+    inside = beta * (
+        denoising_logratios(chosen_errors, ref_chosen_errors)
+        - denoising_logratios(rejected_errors, ref_rejected_errors)
+    )
+    positive("beta", beta)
+    c = beta * torch.sigmoid(-inside)
+    own, other = wide(chosen_errors), wide(ref_chosen_errors)
+    return (1 - c) ** 2 * own + 2 * c * (1 - c) * wide(chosen_products) + c**2 * other

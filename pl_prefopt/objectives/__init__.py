@@ -2,6 +2,7 @@
 
 from pl_prefopt.objectives.base import Objective
 from pl_prefopt.objectives.ddo import DDO
+from pl_prefopt.objectives.diffusion import DSPO, DenoisingSFT, DiffusionKTO, LinearDPO, MaPO
 from pl_prefopt.objectives.lists import ADPO, IRPO, PlackettLuce, SoftmaxDPO
 from pl_prefopt.objectives.mixture import WPO, Mixture
 from pl_prefopt.objectives.multi import MODPO, PAMA
@@ -32,6 +33,7 @@ __all__ = [
     "DDO",
     "DPO",
     "DPOP",
+    "DSPO",
     "EXO",
     "FDPO",
     "IPO",
@@ -47,8 +49,12 @@ __all__ = [
     "WPO",
     "APODown",
     "APOZero",
+    "DenoisingSFT",
+    "DiffusionKTO",
     "DiscoPOP",
     "Hinge",
+    "LinearDPO",
+    "MaPO",
     "Mixture",
     "NormalizedDPO",
     "Objective",
