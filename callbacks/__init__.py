@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pl_prefopt.callbacks.fast_slow_lora import FastSlowLoRA
     from pl_prefopt.callbacks.group_influence import GroupInfluenceMixture
     from pl_prefopt.callbacks.prediction_writer import PredictionWriter
+    from pl_prefopt.callbacks.preference_rounds import PreferenceRounds
     from pl_prefopt.callbacks.reference_sync import ReferenceSync
     from pl_prefopt.callbacks.sample_preview import SamplePreview
 
@@ -28,6 +29,7 @@ _HOMES = {
     "GroupInfluenceMixture": "group_influence",
     "LikelihoodDisplacementMonitor": "displacement_monitor",
     "PredictionWriter": "prediction_writer",
+    "PreferenceRounds": "preference_rounds",
     "ReferenceSync": "reference_sync",
     "SamplePreview": "sample_preview",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "GroupInfluenceMixture",
     "LikelihoodDisplacementMonitor",
     "PredictionWriter",
+    "PreferenceRounds",
     "ReferenceSync",
     "SamplePreview",
 ]

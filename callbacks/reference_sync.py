@@ -56,9 +56,13 @@ class ReferenceSync(pl.Callback):
         if step == self._last_step or step % self.every_n_steps:
             return
         self._last_step = step
-        with torch.no_grad():
-            for reference, policy in self._pairs(pl_module):
-                reference.lerp_(policy.to(reference.dtype), self.alpha)
+        self.move(pl_module)
+
+    @torch.no_grad()
+    def move(self, pl_module: pl.LightningModule) -> None:
+        """Move the reference now."""
+        for reference, policy in self._pairs(pl_module):
+            reference.lerp_(policy.to(reference.dtype), self.alpha)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
+from pl_prefopt.judges import Judge
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.modules.checkpoints import trainable_tensors
 from pl_prefopt.references import AdapterCopy, AutoReference, CachedReference, FrozenCopy
+from pl_prefopt.rounds import AllPairs
 from pl_prefopt.sharding import whole
 from tests.tiny import QWEN2, tiny_lm
 
@@ -38,6 +40,7 @@ STRATEGIES: dict[str, Callable[[], Any]] = {
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"policy": tiny_lm(), "reference": AutoReference()},
     "lora": {"policy": tiny_lm(lora=True), "reference": AutoReference()},
+    "rounds": {"policy": tiny_lm(), "reference": FrozenCopy()},
     "moving": {"policy": tiny_lm(), "reference": FrozenCopy()},
     "moving-lora": {"policy": tiny_lm(lora=True), "reference": AdapterCopy()},
     "dropout": {
@@ -72,6 +75,21 @@ class KillAt(pl.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Vowels(Judge):
+    """Vowels of a text; keeps count of its calls in a file, and ends the process at the one in $KILL_JUDGE_AT."""
+
+    def __init__(self, file: str = "") -> None:
+        self.file = file
+
+    def score(self, conditions: Sequence[str], samples: Sequence[str]) -> torch.Tensor:
+        """(B,) numbers of vowels."""
+        with Path(self.file).open("a") as out:
+            out.write(f"{conditions[0]}\n")
+        if os.environ.get("KILL_JUDGE_AT") == str(len(Path(self.file).read_text().splitlines())):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.tensor([sum(c in "aeiou" for c in s) for s in samples])
+
+
 def run(folder: Path, options: dict[str, Any]) -> None:
     """Fit, validate, and write what came out."""
     torch.set_num_threads(1)
@@ -89,9 +107,8 @@ def run(folder: Path, options: dict[str, Any]) -> None:
         batch_size=options.get("batch_size", 4),
         cache_dir=str(folder / "cache"),
     )
-    callbacks: list[pl.Callback] = [
-        ModelCheckpoint(folder / "checkpoints", every_n_train_steps=2, save_top_k=-1, filename="{step}")
-    ]
+    when = options.get("save", {"every_n_train_steps": 2})
+    callbacks: list[pl.Callback] = [ModelCheckpoint(folder / "checkpoints", save_top_k=-1, filename="{step}", **when)]
     if kind.startswith("moving"):
         from pl_prefopt.callbacks import ReferenceSync
 
@@ -108,6 +125,12 @@ def run(folder: Path, options: dict[str, Any]) -> None:
         from pl_prefopt.callbacks import GroupInfluenceMixture
 
         callbacks.append(GroupInfluenceMixture(every_n_steps=options["mixture"], rows=8, batches=9))
+    if kind == "rounds":
+        from pl_prefopt.callbacks import PreferenceRounds
+
+        judge = Vowels(str(folder / "judged.txt"))
+        sizes = {"candidates": 3, "prompts": 10, "replay": 0.5, "piece": 4, "sampling": {"max_new_tokens": 4}}
+        callbacks.append(PreferenceRounds(judge, AllPairs(), path=str(folder / "rounds"), **sizes))
     if "kill_at" in options:
         callbacks.append(KillAt(options["kill_at"]))
     devices = options.get("devices", 1)
@@ -115,7 +138,7 @@ def run(folder: Path, options: dict[str, Any]) -> None:
         accelerator="cpu",
         devices=devices,
         strategy=STRATEGIES[options.get("strategy", "ddp")]() if devices > 1 else "auto",
-        max_epochs=2,
+        max_epochs=options.get("epochs", 2),
         accumulate_grad_batches=options.get("accumulate", 1),
         callbacks=callbacks,
         logger=False,
@@ -154,4 +177,6 @@ def metrics(folder: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    from tests.runs import run as imported  # classes of this file carry its name, not __main__'s
+
+    imported(Path(sys.argv[1]), json.loads(sys.argv[2]))
