@@ -63,6 +63,11 @@ class Family(ABC):
 
     def features(self, network: nn.Module, x0: Tensor, draws: dict[str, Tensor], cond: Condition) -> Tensor:
         """(N, positions, D) input of the network's output layer, for the same arguments as `residual`."""
+        hidden = self.output_input(network, x0, draws, cond)
+        return hidden.flatten(2).transpose(1, 2) if hidden.dim() == 4 else hidden
+
+    def output_input(self, network: nn.Module, x0: Tensor, draws: dict[str, Tensor], cond: Condition) -> Tensor:
+        """What the output layer is given, in the network's own layout."""
         seen: list[Tensor] = []
         hook = network.get_submodule(self.output_layer).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
@@ -70,7 +75,7 @@ class Family(ABC):
         finally:
             hook.remove()
         (hidden,) = seen
-        return hidden.flatten(2).transpose(1, 2) if hidden.dim() == 4 else hidden
+        return hidden
 
     def generate(
         self,

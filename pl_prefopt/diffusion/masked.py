@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.diffusion.families import Condition, Family
 from pl_prefopt.diffusion.processes import VariancePreserving
+from pl_prefopt.diffusion.unmasking import unmask
 
 MASK_MEAN, MASK_STD, MASK_LOW, MASK_HIGH = 1.0, 0.25, 0.7, 1.0
 
@@ -28,17 +29,26 @@ class MaskedTokens(Family):
         repeats: draws of timestep and noise for one mask.
         text_drop: probability that a row sees the learned empty caption.
         clip: bound of the estimate of a clean token in sampling; None does not bound it.
+        iterations: steps in which a sample's tokens become known.
     """
 
     output_layer = "head.leave"
     process: VariancePreserving
 
-    def __init__(self, patch: int, repeats: int = 4, text_drop: float = 0.0, clip: float | None = None) -> None:
+    def __init__(
+        self,
+        patch: int,
+        repeats: int = 4,
+        text_drop: float = 0.0,
+        clip: float | None = None,
+        iterations: int = 64,
+    ) -> None:
         super().__init__(VariancePreserving(cosine_scheduler(clip)))
         self.patch = patch
         self.multiple = patch
         self.repeats = repeats
         self.text_drop = text_drop
+        self.iterations = iterations
 
     def draw(
         self, generator: torch.Generator, shape: tuple[int, int, int], level: Callable[[], float]
@@ -84,9 +94,32 @@ class MaskedTokens(Family):
         scale = masked * (masked.shape[1] / masked.sum(1, keepdim=True)).sqrt()
         return (prediction.float() - draws["noise"]) * scale[:, None, :, None]
 
+    def features(self, network: nn.Module, x0: Tensor, draws: dict[str, Tensor], cond: Condition) -> Tensor:
+        """(N, R * S, D) input of the head's last layer."""
+        return self.output_input(network, x0, draws, cond).flatten(1, 2)
+
+    def generate(
+        self,
+        network: nn.Module,
+        cond: Condition,
+        empty: Condition,
+        shape: tuple[int, int, int],
+        generators: Sequence[torch.Generator],
+        *,
+        steps: int,
+        guidance: float,
+    ) -> Tensor:
+        """Latents (N, C, h, w), a few tokens at a time; guidance subtracts the learned empty caption, not `empty`."""
+        options: dict[str, Any] = {"iterations": self.iterations, "steps": steps, "guidance": guidance}
+        return unmask(network, self.process.scheduler, cond, shape, generators, **options)
+
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """Not asked: a token's noise needs the mask and the clean tokens; see `residual`."""
-        raise NotImplementedError("masked autoregressive networks are scored by residual()")
+        """Not defined.
+
+        Raises:
+            ValueError: always; a token's noise depends on the mask and the clean tokens.
+        """
+        raise ValueError("a masked autoregressive network has no prediction without a mask; use residual()")
 
 
 def cosine_scheduler(clip: float | None = None) -> Any:

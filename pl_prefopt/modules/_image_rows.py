@@ -95,3 +95,11 @@ def condition(batch: Batch, family: Family, conditioner: Callable[[], Any], x0: 
     if "time_ids" in batch:
         out["time_ids"] = batch["time_ids"]
     return {name: value.to(x0.device) for name, value in out.items()}
+
+
+def text_drop(batch: Batch, draws: Draws, like: Tensor) -> dict[str, Tensor]:
+    """`text_drop` (B,) bool: rows that are trained without caption, dropped by the data or by the family's draw."""
+    dropped = torch.zeros(len(like), dtype=torch.bool, device=like.device)
+    if "caption" in batch:
+        dropped |= torch.tensor([not caption for caption in batch["caption"]], device=like.device)
+    return {"text_drop": dropped | draws.get("text_drop", dropped)}

@@ -25,6 +25,7 @@ from pl_prefopt.modules._image_rows import (
     posterior_sample,
     row_draws,
     row_generators,
+    text_drop,
 )
 from pl_prefopt.modules.base import Batch, PreferenceModule
 from pl_prefopt.objectives import DPO, Objective
@@ -163,7 +164,7 @@ class ImagePreferenceModule(PreferenceModule):
                 reference = self._residuals(network, x0, draws, cond)
         policy = self._residuals(self.policy, x0, draws, cond)
         t = draws["t"]
-        weights = None if self.weighting is None else self.weighting.weights(self.family.process, t)
+        weights = self._weights(t, x0[0, 0].numel())
         errors, extra = self._reduce(policy.square(), weights), {}
         if self.safeguard is not None and self.training and errors.shape[1] > 1:
             scaled = policy if weights is None else policy * rowwise(weights, policy)
@@ -172,7 +173,7 @@ class ImagePreferenceModule(PreferenceModule):
             extra["error_products"] = self._reduce(policy * reference, weights)
         ref_errors = None if reference is None else self._reduce(reference.square(), weights)
         subtracted = torch.zeros_like(errors) if ref_errors is None else ref_errors
-        extra |= {name: batch[name] for name in COLUMNS if name in batch}
+        extra |= {name: batch[name] for name in COLUMNS if name in batch} | text_drop(batch, draws, t)
         return PairScores(
             logratios=denoising_logratios(errors.flatten(), subtracted.flatten()).view_as(errors),
             errors=errors,
@@ -186,10 +187,16 @@ class ImagePreferenceModule(PreferenceModule):
         spread = ({n: v.repeat_interleave(k, 0) for n, v in part.items()} for part in (draws, cond))
         return self.family.residual(network, x0.flatten(0, 1), *spread).unflatten(0, (b, k))
 
+    def _weights(self, t: Tensor, size: int) -> Tensor | None:
+        """(B,) weights of mean errors: by timestep, and times the numbers of a sample where errors are summed."""
+        scale = 1 if self.reduction == "mean" else size
+        if self.weighting is None:
+            return None if scale == 1 else torch.full(t.shape, float(scale), device=t.device)
+        return self.weighting.weights(self.family.process, t) * scale
+
     def _reduce(self, values: Tensor, weights: Tensor | None) -> Tensor:
-        """(B, K, ...) -> (B, K), weighted by timestep."""
-        flat = values.flatten(2)
-        out = flat.mean(-1) if self.reduction == "mean" else flat.sum(-1)
+        """(B, K, ...) -> (B, K): mean of each sample, weighted."""
+        out = values.flatten(2).mean(-1)
         return out if weights is None else out * weights.to(out)[:, None]
 
     def pair_hidden_states(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

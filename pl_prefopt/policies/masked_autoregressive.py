@@ -41,6 +41,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
         repeats: draws of timestep and noise for one mask.
         text_drop: probability that a row trains the learned empty caption, which guidance needs.
         clip: bound of the head's estimate of a clean token in sampling, 1 for pixels; None does not bound it.
+        iterations: steps in which a sample's tokens become known.
         gradient_checkpointing: recompute activations in backward.
         seed: seed of random weights and of new adapters.
 
@@ -58,6 +59,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
         repeats: int = 4,
         text_drop: float = 0.1,
         clip: float | None = None,
+        iterations: int = 64,
         gradient_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
@@ -70,8 +72,10 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
             raise ValueError(f"config must be one of {', '.join(SIZES)} or a dict of sizes, got {config!r}")
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        if repeats < 1 or not 0 <= text_drop <= 1:
-            raise ValueError(f"repeats must be >= 1 and text_drop in [0, 1], got {repeats} and {text_drop}")
+        if min(repeats, iterations) < 1 or not 0 <= text_drop <= 1:
+            raise ValueError(
+                f"repeats and iterations must be >= 1 and text_drop in [0, 1], got {repeats}, {iterations}, {text_drop}"
+            )
         check_lora(lora)
         self.encoders = from_config(encoders, Diffusion)
         self.pretrained = pretrained
@@ -81,6 +85,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
         self.repeats = repeats
         self.text_drop = text_drop
         self.clip = clip
+        self.iterations = iterations
         self.gradient_checkpointing = gradient_checkpointing
         self.seed = seed
 
@@ -121,7 +126,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
         """What is random in a row, and how its error is measured."""
         from pl_prefopt.diffusion.masked import MaskedTokens
 
-        return MaskedTokens(self._sizes().get("patch", 2), self.repeats, self.text_drop, self.clip)
+        return MaskedTokens(self._sizes().get("patch", 2), self.repeats, self.text_drop, self.clip, self.iterations)
 
     def conditioner(self, device: torch.device | str = "cpu") -> Conditioner:
         """A fresh copy of the frozen encoders; drop it when the caches are filled."""

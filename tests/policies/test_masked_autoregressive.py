@@ -96,8 +96,8 @@ def test_half_precision_is_kept() -> None:
         ({"pretrained": "x"}, "exactly one of pretrained .* and config"),
         ({"config": "giant"}, "base, large, huge or a dict of sizes, got 'giant'"),
         ({"dtype": "float8"}, "dtype must be one of"),
-        ({"repeats": 0}, "repeats must be >= 1"),
-        ({"text_drop": 1.5}, r"text_drop in \[0, 1\], got 2 and 1.5"),
+        ({"repeats": 0}, "repeats and iterations must be >= 1"),
+        ({"text_drop": 1.5}, r"text_drop in \[0, 1\], got 2, 64, 1.5"),
         ({"lora": {"rank": 4}}, "lora option 'rank'"),
     ],
 )
