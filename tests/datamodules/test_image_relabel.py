@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch import Tensor
 
 from pl_prefopt.datamodules import ImagePreferenceDataModule, relabel_images
@@ -30,13 +29,6 @@ class Red(Judge):
         self.sizes.append(len(samples))
         self.seen += [(c, tuple(s.shape)) for c, s in zip(conditions, samples, strict=True)]
         return torch.stack([(s[0].mean() * 255).round() for s in samples])
-
-
-class Sharpness(Judge):
-    """Mean absolute difference of neighbouring pixels."""
-
-    def score(self, conditions: Sequence[str], samples: Sequence[Any]) -> Tensor:
-        return torch.stack([(s[..., 1:, :] - s[..., :-1, :]).abs().mean() for s in samples])
 
 
 def flat(folder: Path, **reds: int) -> None:
@@ -137,39 +129,3 @@ def test_bad_arguments_are_named(folder: Path, options: dict[str, Any], words: s
     out = folder / options.pop("out", "out.jsonl")
     with pytest.raises(ValueError, match=words):
         relabel_images(str(folder / "pairs.jsonl"), Red(), out, **options)
-
-
-def test_real_photographs_from_files_to_batches(tmp_path: Path) -> None:
-    """Photographs of scikit-image and scikit-learn against blurred and over-compressed copies, judged by sharpness."""
-    from skimage import data as photographs
-    from sklearn.datasets import load_sample_images
-
-    arrays = {n: getattr(photographs, n)() for n in ("astronaut", "coffee", "chelsea", "rocket")}
-    arrays |= dict(zip(("temple", "flower"), load_sample_images().images, strict=True))
-    rows = []
-    for i, (name, array) in enumerate(arrays.items()):
-        image = Image.fromarray(np.ascontiguousarray(array))
-        image.thumbnail((200, 200))
-        blurred = image.filter(ImageFilter.GaussianBlur(2))
-        image.save(tmp_path / f"{name}.png")
-        blurred.save(tmp_path / f"{name}-degraded.jpg", quality=30)
-        names = [f"{name}.png", f"{name}-degraded.jpg"]
-        pair = names if i % 2 else names[::-1]
-        rows.append({"caption": f"a photograph, {name}", "image_0": pair[0], "image_1": pair[1], "label_0": 0.5})
-    write_jsonl(tmp_path / "unlabelled.jsonl", rows)
-    counts = relabel_images(str(tmp_path / "unlabelled.jsonl"), Sharpness(), tmp_path / "pairs.jsonl", margin=1e-3)
-    assert counts["pairs"] == 6
-    data = ImagePreferenceDataModule(
-        str(tmp_path / "pairs.jsonl"), val=0.3, buckets=[[48, 48], [32, 48]], crop="shared-random", flip=0.5,
-        batch_size=2, drop_last=False, cache_dir=str(tmp_path / "cache"),
-    )  # fmt: skip
-    data.setup("fit")
-    seen = 0
-    for batch in [*data.train_dataloader(), *data.val_dataloader()]:
-        better, worse = (Sharpness().score(batch["caption"], list(batch["pixels"][:, k])) for k in (0, 1))
-        assert (better > worse).all()
-        assert batch["time_ids"][:, :2].max() <= 200
-        assert batch["pixels"].std() > 0.2
-        seen += len(better)
-    assert seen == 6
-    assert data.stats("train")["reshaped"] == 0
