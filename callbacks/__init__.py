@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pl_prefopt.callbacks.preference_rounds import PreferenceRounds
     from pl_prefopt.callbacks.reference_sync import ReferenceSync
     from pl_prefopt.callbacks.sample_preview import SamplePreview
+    from pl_prefopt.callbacks.self_play import SelfPlayRounds
 
 _HOMES = {
     "AdapterExport": "adapter_export",
@@ -32,6 +33,7 @@ _HOMES = {
     "PreferenceRounds": "preference_rounds",
     "ReferenceSync": "reference_sync",
     "SamplePreview": "sample_preview",
+    "SelfPlayRounds": "self_play",
 }
 __all__ = [
     "AdapterExport",
@@ -43,6 +45,7 @@ __all__ = [
     "PreferenceRounds",
     "ReferenceSync",
     "SamplePreview",
+    "SelfPlayRounds",
 ]
 
 __getattr__ = exports(__name__, _HOMES)
