@@ -178,6 +178,8 @@ def _read_labelled(row: Row, find: Find) -> tuple[list[Picture], list[Preference
     if isinstance(label, bool) or label not in (0, TIE, 1):
         hint = "1 means that image 0 is better, 0.5 a tie. " + DROP
         raise BadRow("bad_label", "label_0", shown(row["label_0"]), "0, 0.5 or 1", hint)
+    if row.get("label_1") is not None and parsed(row["label_1"]) != 1 - label:
+        raise BadRow("bad_label", "label_1", shown(row["label_1"]), f"{1 - label}, as label_0 is {label}", DROP)
     pictures = _distinct([find(row[k], k) for k in ("image_0", "image_1")])
     return pictures, [Preference(1, 0, 1.0) if label == 0 else Preference(0, 1, float(label))]
 

@@ -43,7 +43,7 @@ def import_classes() -> None:
     absent = tuple(start for start, (_, package) in EXTRAS.items() if not installed(package))
     for package in (importlib.import_module(f"pl_prefopt.{name}") for name in PACKAGES):
         for name in getattr(package, "__all__", ()):
-            if not name.startswith(absent):
+            if name[0].isupper() and not name.startswith(absent):
                 getattr(package, name)
 
 

@@ -99,6 +99,7 @@ def test_images_of_a_datasets_folder_stay_encoded(tmp_path: Path) -> None:
     ("row", "reason", "words"),
     [
         (ROW | {"label_0": 0.7}, "bad_label", "field 'label_0': found 0.7; accepted: 0, 0.5 or 1"),
+        (ROW | {"label_0": 0, "label_1": 0}, "bad_label", "field 'label_1': found 0; accepted: 1, as label_0 is 0"),
         (ROW | {"label_0": True}, "bad_label", "found True"),
         (ROW | {"label_0": None}, "missing_column", "field 'label_0'"),
         (ROW | {"caption": None}, "missing_caption", "columns: {caption"),
