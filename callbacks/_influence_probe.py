@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pl_prefopt.callbacks._shared import evaluating
 from pl_prefopt.influence import flat_gradient, group_influence, inverse
 from pl_prefopt.losses import dpo_loss
 from pl_prefopt.sources import SourceSchedule
@@ -47,13 +48,8 @@ def find_sources(loader: Any) -> SourceData:
 @contextmanager
 def quiet(module: nn.Module) -> Iterator[None]:
     """Eval mode, gradients on, attention that can be differentiated twice."""
-    training = module.training
-    module.eval()
-    try:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        module.train(training)
+    with evaluating(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 class Probe:

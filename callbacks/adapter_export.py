@@ -9,7 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from pl_prefopt.callbacks._shared import run_folder
 from pl_prefopt.callbacks.protocols import require
+from pl_prefopt.sharding import whole
 
 
 class AdapterExport(pl.Callback):
@@ -44,24 +46,27 @@ class AdapterExport(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Export beside a checkpoint."""
-        if self.at_checkpoints and trainer.is_global_zero:
-            self._export(trainer, pl_module, self._folder(trainer) / f"step-{trainer.global_step}")
+        if self.at_checkpoints:
+            self._export(trainer, pl_module, run_folder(trainer, self.path, "export") / f"step-{trainer.global_step}")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export what training ended with."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
-            self._export(trainer, pl_module, self._folder(trainer))
-
-    def _folder(self, trainer: pl.Trainer) -> Path:
-        return Path(self.path) if self.path else Path(trainer.log_dir or trainer.default_root_dir) / "export"
+        if not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            self._export(trainer, pl_module, run_folder(trainer, self.path, "export"))
 
     def _export(self, trainer: pl.Trainer, module: Any, folder: Path) -> None:
+        """Every rank gives its shards, the first one writes."""
+        options: dict[str, Any] = {}
+        if module.device_mesh is not None and not hasattr(module, "export"):
+            options["state_dict"] = {k: whole(v).cpu() for k, v in module.policy.state_dict().items()}
+        if not trainer.is_global_zero:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         if hasattr(module, "export"):
             module.export(folder)
         else:
-            own = hasattr(module.policy, "get_base_model")  # peft would also write adapters that are not in use
-            options = {"selected_adapters": list(module.policy.active_adapters)} if own else {}
+            if hasattr(module.policy, "get_base_model"):  # peft would also write adapters that are not in use
+                options["selected_adapters"] = list(module.policy.active_adapters)
             module.policy.save_pretrained(folder, **options)
         tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         if hasattr(tokenizer, "save_pretrained"):

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import move_data_to_device, rank_zero_info
 
+from pl_prefopt.callbacks._ches_report import report
+from pl_prefopt.callbacks._shared import evaluating, run_folder
 from pl_prefopt.callbacks.protocols import require
 from pl_prefopt.metrics.functional import ches_score
-
-PART = 512
+from pl_prefopt.sharding import whole
 
 
 class CHESFilter(pl.Callback):
@@ -27,7 +28,8 @@ class CHESFilter(pl.Callback):
     score, keep the lowest. The paper keeps 5 % of SORRY-Bench; up to about 15 % behaves alike there. Scores go to
     Parquet, shared by ranks and continued after an interruption; what was kept is in the checkpoint, so a resumed run
     trains on the same rows. On other modalities the score is taken on the features that the module calls hidden states,
-    which is our generalisation.
+    which is our generalisation: the claim of
+    the paper is about the output layer of language models only.
 
     Args:
         fraction: share in (0, 1] of the pairs to keep; give exactly one of `fraction`, `threshold` and `rank`.
@@ -36,6 +38,7 @@ class CHESFilter(pl.Callback):
         normalize: length-normalised score.
         batch_size: pairs per forward pass.
         path: folder of scores and report; None: `ches` in the run folder.
+        part: pairs per Parquet file, which is what an interruption loses on every rank, >= 1.
 
     Raises:
         ValueError: settings out of range; before the first step, rows without random access or a filter that keeps
@@ -51,6 +54,7 @@ class CHESFilter(pl.Callback):
         normalize: bool = True,
         batch_size: int = 8,
         path: str | None = None,
+        part: int = 256,
     ) -> None:
         ways = {"fraction": fraction, "threshold": threshold, "rank": rank}
         given = [name for name, value in ways.items() if value is not None]
@@ -60,11 +64,15 @@ class CHESFilter(pl.Callback):
             raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
         if rank is not None and rank < 1:
             raise ValueError(f"rank must be >= 1, got {rank}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+        for name, value in (("batch_size", batch_size), ("part", part)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
         self.fraction, self.threshold, self.rank = fraction, threshold, rank
         self.normalize, self.batch_size, self.path = normalize, batch_size, path
+        self.part = part
         self._kept: list[int] | None = None
+        self._digest = ""
+        self._selected: Any = None
 
     @property
     def state_key(self) -> str:
@@ -80,30 +88,37 @@ class CHESFilter(pl.Callback):
         """Score, choose, and put the chosen rows in place of the training set."""
         data: Any = getattr(trainer, "datamodule", None)
         rows = getattr(data, "datasets", {}).get("train")
-        if rows is None or not hasattr(rows, "__getitem__") or getattr(data, "collate", None) is None:
+        if not random_access(rows) or getattr(data, "collate", None) is None:
             raise ValueError(
-                "CHESFilter needs a datamodule with datasets['train'] (random access) and collate(rows), as "
-                "TextPreferenceDataModule has without streaming"
+                "CHESFilter needs a datamodule with datasets['train'] (random access) and collate(rows), found "
+                f"{type(data).__name__} with train {type(rows).__name__}; our data modules have both without streaming"
             )
+        if self._selected is not None and rows is self._selected:
+            return
+        digest = rows.digest() if hasattr(rows, "digest") else str(len(rows))
+        if self._kept is not None and digest != self._digest:
+            raise ValueError(
+                f"CHESFilter: the checkpoint chose among training rows {self._digest}, this run has {digest}; resume "
+                "with the same data, or start a new run from the exported weights"
+            )
+        self._digest = digest
         if self._kept is None:
-            folder = Path(trainer.strategy.broadcast(self._folder(trainer)))
+            folder = run_folder(trainer, self.path, "ches")
             scores = self._scores(trainer, pl_module, data, rows, folder)
             self._kept = self._choose(scores)
             if trainer.is_global_zero:
                 report(folder, scores, self._kept, data)
-        data.datasets["train"] = select(rows, self._kept)
+        self._selected = select(rows, self._kept)
+        data.datasets["train"] = self._selected
         rank_zero_info(f"CHES: {len(self._kept)} of {len(rows)} training pairs are kept")
 
     def state_dict(self) -> dict[str, Any]:
-        """Ids of the rows that were kept."""
-        return {"kept": self._kept}
+        """Ids of the rows that were kept, and the key of the rows they were chosen from."""
+        return {"kept": self._kept, "digest": self._digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the same rows."""
-        self._kept = state_dict["kept"]
-
-    def _folder(self, trainer: pl.Trainer) -> str:
-        return self.path or str(Path(trainer.log_dir or trainer.default_root_dir) / "ches")
+        self._kept, self._digest = state_dict["kept"], state_dict["digest"]
 
     def _choose(self, scores: np.ndarray) -> list[int]:
         order = np.argsort(scores, kind="stable")
@@ -124,16 +139,21 @@ class CHESFilter(pl.Callback):
         """(N,) scores of all rows; this rank makes its share of the missing parts."""
         import pyarrow.parquet as pq
 
-        digest = rows.digest() if hasattr(rows, "digest") else str(len(rows))
-        key = hashlib.sha256(json.dumps([digest, self.normalize, weights_key(module)]).encode()).hexdigest()[:16]
-        parts = [range(i, min(i + PART, len(rows))) for i in range(0, len(rows), PART)]
+        key = hashlib.sha256(
+            json.dumps([self._digest, self.part, self.normalize, weights_key(module)]).encode()
+        ).hexdigest()[:16]
+        parts = [range(i, min(i + self.part, len(rows))) for i in range(0, len(rows), self.part)]
         files = [folder / f"{key}-{i:06d}.parquet" for i in range(len(parts))]
         folder.mkdir(parents=True, exist_ok=True)
-        mine = range(trainer.global_rank, len(parts), trainer.world_size)
-        todo = [i for i in mine if not files[i].exists()]
+        together = getattr(module, "device_mesh", None) is not None  # a sharded policy runs on all ranks at once
+        missing = [i for i in range(len(parts)) if not files[i].exists()]
+        trainer.strategy.barrier("ches begins")
+        todo = missing if together else missing[trainer.global_rank :: trainer.world_size]
         for i in progress(todo, parts, hidden=not trainer.is_global_zero):
-            write_part(files[i], parts[i], self._score_rows(trainer, module, data, rows, parts[i]))
-        trainer.strategy.barrier("ches")
+            scores = self._score_rows(trainer, module, data, rows, parts[i])
+            if trainer.is_global_zero or not together:
+                write_part(files[i], parts[i], scores)
+        trainer.strategy.barrier("ches ends")
         return np.concatenate([pq.read_table(f)["ches"].to_numpy() for f in files])
 
     @torch.no_grad()
@@ -141,24 +161,25 @@ class CHESFilter(pl.Callback):
         lengths = getattr(rows, "lengths", None)
         order = sorted(part, key=lambda i: 0 if lengths is None else -int(lengths[i]))
         out = np.zeros(len(part), dtype=np.float32)
-        training = module.training
-        module.eval()
-        for start in range(0, len(order), self.batch_size):
-            ids = order[start : start + self.batch_size]
-            batch = move_data_to_device(data.collate([rows[i] for i in ids]), module.device)
-            with trainer.precision_plugin.forward_context():
-                states = module.pair_hidden_states(batch)
-            scores = ches_score(*states, normalize=self.normalize)
-            out[np.asarray(ids) - part[0]] = scores.cpu().numpy()
-        module.train(training)
+        with evaluating(module), trainer.precision_plugin.forward_context():
+            for start in range(0, len(order), self.batch_size):
+                ids = order[start : start + self.batch_size]
+                batch = move_data_to_device(data.collate([rows[i] for i in ids]), module.device)
+                scores = ches_score(*module.pair_hidden_states(batch), normalize=self.normalize)
+                out[np.asarray(ids) - part[0]] = scores.cpu().numpy()
         return out
+
+
+def random_access(rows: Any) -> bool:
+    """Whether rows have a number and can be asked for by it."""
+    known = hasattr(rows, "__getitem__") and hasattr(rows, "__len__")
+    return known and not isinstance(rows, torch.utils.data.IterableDataset)
 
 
 def weights_key(module: Any) -> str:
     """A cheap key of the policy's weights: name, shape and sum of every parameter."""
-    sums = [
-        f"{n} {tuple(p.shape)} {float(p.detach().double().sum()):.12g}" for n, p in module.policy.named_parameters()
-    ]
+    weights = {name: whole(p.detach()) for name, p in module.policy.named_parameters()}
+    sums = [f"{name} {tuple(p.shape)} {float(p.double().sum()):.12g}" for name, p in weights.items()]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
@@ -188,33 +209,3 @@ def write_part(file: Path, rows: Sequence[int], scores: np.ndarray) -> None:
     part = file.with_name(f".{file.name}.{os.getpid()}")
     pq.write_table(pa.table({"row": np.asarray(rows), "ches": scores}), part)
     os.replace(part, file)
-
-
-def report(folder: Path, scores: np.ndarray, kept: Sequence[int], data: Any, shown: int = 5) -> None:
-    """Histogram as PNG, the most and the least similar pairs as text, numbers as JSON."""
-    from matplotlib.figure import Figure
-
-    order = np.argsort(scores)
-    edge = float(scores[list(kept)].max())
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.hist(scores, bins=60, color="#9aa5b1")
-    axes.axvline(edge, color="#c8553d", label=f"kept: {len(kept)} of {len(scores)}, up to {edge:.3g}")
-    axes.set(xlabel="CHES score (right: more similar)", ylabel="training pairs")
-    axes.legend(frameon=False)
-    figure.savefig(folder / "histogram.png", dpi=120)
-    lines = [f"{len(kept)} of {len(scores)} pairs kept, {len(scores) - len(kept)} dropped\n"]
-    for title, rows in (("most similar", order[::-1][:shown]), ("least similar", order[:shown])):
-        lines.append(f"\n## {title}\n")
-        lines += [f"\nrow {i}, score {scores[i]:.4g}\n\n{_text(data, int(i))}\n" for i in rows]
-    (folder / "report.md").write_text("".join(lines), encoding="utf-8")
-    numbers = {"kept": len(kept), "dropped": len(scores) - len(kept), "edge": edge}
-    (folder / "summary.json").write_text(json.dumps(numbers), encoding="utf-8")
-
-
-def _text(data: Any, row: int) -> str:
-    if not hasattr(data, "texts"):
-        return "(no text)"
-    texts = data.texts("train", row)
-    chosen, rejected = (str(c) for c in texts["completions"][:2])
-    return f"- prompt: {texts['prompt']}\n- chosen: {chosen}\n- rejected: {rejected}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
 from torch import Tensor
 
+from pl_prefopt.callbacks._shared import evaluating, gather_rows, run_folder
 from pl_prefopt.callbacks.protocols import require
 
 
@@ -19,15 +22,17 @@ class LikelihoodDisplacementMonitor(pl.Callback):
     Displacement: the mean margin has grown AND the mean log-ratio of the chosen samples lies below its start. While the
     reference stays where it is, a change of the log-ratio is the change of the log-probability. Logs
     `displacement/chosen_change`, `displacement/margin_change` and `displacement/share` (pairs whose chosen sample
-    became less likely) after every validation, warns once per event, and writes a plot at the end.
+    became less likely) after every validation, warns with the row ids (`batch["index"]`, else places in the set) of the
+    worst pairs, and writes a plot at the end.
 
     Args:
-        batches: number of validation batches that are watched, >= 1.
+        batches: number of validation batches that are watched on every rank, >= 1.
         tolerance: nats below the start that are not yet an event, >= 0.
         stop: end training at the first event.
 
     Raises:
-        ValueError: settings out of range.
+        ValueError: settings out of range; at the start of training, no validation set; later, no row that
+            was watched at the start.
         TypeError: the module lacks `policy` or `pair_logratios`.
     """
 
@@ -60,31 +65,38 @@ class LikelihoodDisplacementMonitor(pl.Callback):
         """Compare with the start."""
         if trainer.sanity_checking or self._start is None:
             return
-        change = self._score(trainer, pl_module) - self._start
+        now = self._score(trainer, pl_module)
+        ids, here, then = np.intersect1d(now[:, 0], self._start[:, 0], assume_unique=True, return_indices=True)
+        if not len(ids):
+            raise ValueError(
+                f"LikelihoodDisplacementMonitor: none of the {len(now)} watched rows was watched at the start; "
+                "validate in a fixed order"
+            )
+        change = (now[here] - self._start[then])[:, 1:]
         chosen, margin = change[:, 0], change[:, 0] - change[:, 1]
-        count = torch.tensor([float(len(change)), chosen.sum(), margin.sum(), (chosen < 0).sum()])
-        total = trainer.strategy.reduce(count.to(pl_module.device), reduce_op="sum").cpu()
-        names = ("chosen_change", "margin_change", "share")
-        values = {n: float(v) for n, v in zip(names, total[1:] / total[0], strict=True)}
+        values = {
+            "chosen_change": float(chosen.mean()),
+            "margin_change": float(margin.mean()),
+            "share": float((chosen < 0).double().mean()),
+        }
         self.history.append({"step": float(trainer.global_step), **values})
         for logger in trainer.loggers:
             logger.log_metrics({f"displacement/{k}": v for k, v in values.items()}, step=trainer.global_step)
         if values["margin_change"] > 0 and values["chosen_change"] < -self.tolerance:
-            self._event(trainer, chosen, values)
+            self._event(trainer, [int(i) for i in ids[chosen.argsort()[:3]]], values)
 
-    def _event(self, trainer: pl.Trainer, chosen: Tensor, values: dict[str, float]) -> None:
-        worst = chosen.argsort()[:3].tolist()
+    def _event(self, trainer: pl.Trainer, worst: list[int], values: dict[str, float]) -> None:
         rank_zero_warn(
             f"likelihood displacement in epoch {trainer.current_epoch}: the margin grew by "
             f"{values['margin_change']:.3g} nats while the chosen samples fell by {-values['chosen_change']:.3g}; "
-            f"{values['share']:.0%} of the watched pairs, worst {worst}. Mix in SFT, use DPOP, or CHESFilter."
+            f"{values['share']:.0%} of the watched pairs, worst rows {worst}. Mix in SFT, use DPOP, or CHESFilter."
         )
         if self.stop:
             trainer.should_stop = True
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Plot both changes over the steps."""
-        folder = trainer.log_dir or trainer.default_root_dir
+        folder = run_folder(trainer)
         if not self.history or not trainer.is_global_zero:
             return
         from matplotlib.figure import Figure
@@ -97,8 +109,8 @@ class LikelihoodDisplacementMonitor(pl.Callback):
         axes.plot(steps, [h["margin_change"] for h in self.history], marker="o", label="margin")
         axes.set(xlabel="optimizer step", ylabel="change since the start, nats")
         axes.legend(frameon=False)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        figure.savefig(Path(folder) / "displacement.png", dpi=120)
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / "displacement.png", dpi=120)
 
     def state_dict(self) -> dict[str, Any]:
         """Start values and history."""
@@ -110,19 +122,22 @@ class LikelihoodDisplacementMonitor(pl.Callback):
 
     @torch.no_grad()
     def _score(self, trainer: pl.Trainer, module: Any) -> Tensor:
-        """(n, 2) log-ratios of the watched pairs on this rank."""
+        """(n, 3) float64, by row id: id and both log-ratios of the watched pairs of all ranks."""
         loaders = trainer.val_dataloaders
         loader = loaders[0] if isinstance(loaders, (list, tuple)) else loaders
         if loader is None:
             raise ValueError("LikelihoodDisplacementMonitor watches validation pairs, but there is no validation set")
-        out = []
-        training = module.training
-        module.eval()
-        for i, batch in enumerate(loader):
-            if i == self.batches:
-                break
-            with trainer.precision_plugin.forward_context():
-                pair = module.pair_logratios(move_data_to_device(batch, module.device))
-            out.append(torch.stack([x.float().cpu() for x in pair], 1))
-        module.train(training)
-        return torch.cat(out)
+        out: list[Tensor] = []
+        seen = 0
+        with evaluating(module):
+            for batch in islice(loader, self.batches):
+                with trainer.precision_plugin.forward_context():
+                    pair = module.pair_logratios(move_data_to_device(batch, module.device))
+                ids = batch.get("index") if isinstance(batch, Mapping) else None
+                if ids is None:
+                    ids = trainer.global_rank + trainer.world_size * torch.arange(seen, seen + len(pair[0]))
+                seen += len(pair[0])
+                out.append(torch.stack([torch.as_tensor(x).double().cpu() for x in (ids, *pair)], 1))
+        rows = gather_rows(trainer, torch.cat(out), module.device)
+        _, first = np.unique(rows[:, 0].numpy(), return_index=True)
+        return rows[first]

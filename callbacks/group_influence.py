@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 
 from pl_prefopt.callbacks._influence_probe import Probe, SourceData, find_sources, quiet
+from pl_prefopt.callbacks._shared import run_folder
 from pl_prefopt.callbacks.protocols import require
 from pl_prefopt.influence import METHODS, SURROGATES, direct_mixture, regression_mixture
 
@@ -154,7 +154,7 @@ class GroupInfluenceMixture(pl.Callback):
         self.history.append(entry)
         for logger in trainer.loggers:
             logger.log_metrics({f"mixture/{k}": v for k, v in weights.items()}, step=trainer.global_step)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every rank asks
+        folder = run_folder(trainer)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "mixture.json").write_text(json.dumps(self.history, indent=1), encoding="utf-8")

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from pl_prefopt.callbacks._shared import evaluating, run_folder
 from pl_prefopt.callbacks.protocols import require
 
 
@@ -74,7 +75,7 @@ class SamplePreview(pl.Callback):
         """Show the policy that training ended with, and write everything."""
         if trainer.global_step not in self.shown:
             self._show(trainer, pl_module)
-        folder = Path(self.path or trainer.log_dir or trainer.default_root_dir)
+        folder = run_folder(trainer, self.path)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             self._write(folder)
@@ -89,7 +90,8 @@ class SamplePreview(pl.Callback):
 
     def _show(self, trainer: pl.Trainer, module: Any) -> None:
         """Every rank samples, because sharded policies need all of them; the first one keeps the result."""
-        made = module.preview(self.conditions, self.seed)
+        with evaluating(module), torch.no_grad():
+            made = module.preview(self.conditions, self.seed)
         self.shown[trainer.global_step] = made.detach().float().cpu().clamp(0, 1) if isinstance(made, Tensor) else made
         for logger in trainer.loggers:
             self._log(logger, trainer.global_step)

@@ -99,9 +99,7 @@ def run(folder: Path, options: dict[str, Any]) -> None:
         arguments["reference"] = CachedReference(options["cache"])
     module = TextPreferenceModule(**arguments, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
     data = TextPreferenceDataModule(
-        train={n: write_pairs(folder / f"{n}.jsonl", 12) for n in "ab"}
-        if "mixture" in options
-        else write_pairs(folder / "train.jsonl", 24),
+        train=write_pairs(folder / "train.jsonl", 24),
         val=write_pairs(folder / "val.jsonl", options.get("val_rows", 7)),
         tokenizer=TrainedTokenizer(vocab_size=60, kind="word"),
         batch_size=options.get("batch_size", 4),
@@ -113,18 +111,6 @@ def run(folder: Path, options: dict[str, Any]) -> None:
         from pl_prefopt.callbacks import ReferenceSync
 
         callbacks.append(ReferenceSync(every_n_steps=3, alpha=0.6))
-    if "ches" in options:
-        from pl_prefopt.callbacks import CHESFilter
-
-        callbacks.append(CHESFilter(fraction=options["ches"], path=str(folder / "ches")))
-    if "fast_slow" in options:
-        from pl_prefopt.callbacks import FastSlowLoRA
-
-        callbacks.append(FastSlowLoRA(every_n_steps=options["fast_slow"]))
-    if "mixture" in options:
-        from pl_prefopt.callbacks import GroupInfluenceMixture
-
-        callbacks.append(GroupInfluenceMixture(every_n_steps=options["mixture"], rows=8, batches=9))
     if kind == "rounds":
         from pl_prefopt.callbacks import PreferenceRounds
 

@@ -1,4 +1,4 @@
-"""CHES filtering: the right rows, the same after a resume, the same on two processes, in a foreign module."""
+"""CHES filtering: the right rows, on disk once, the same after a resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from pl_prefopt.callbacks import CHESFilter
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
 from pl_prefopt.metrics.functional import ches_score
 from pl_prefopt.modules import TextPreferenceModule
-from tests import runs
 from tests.callbacks.test_reference_sync import trainer
 from tests.runs import write_pairs
 from tests.tiny import tiny_lm
@@ -87,9 +86,7 @@ def test_scores_on_disk_are_those_of_the_definition(keep: dict[str, Any], count:
     run = trainer(tmp_path, CHESFilter(**keep, path=str(tmp_path / "ches")), max_steps=1)
     run.fit(module, datamodule=data)
     assert len(data.datasets["train"]) == count
-    scores = torch.cat(
-        [torch.tensor(pq.read_table(f)["ches"].to_pylist()) for f in (tmp_path / "ches").glob("*.parquet")]
-    )
+    scores = torch.tensor(pq.read_table(tmp_path / "ches/scores.parquet")["ches"].to_pylist())
     fresh, whole = TextPreferenceModule(tiny_lm()), text_data(tmp_path)
     fresh.configure_model()
     whole.setup("fit")
@@ -137,21 +134,6 @@ def test_finished_parts_are_not_scored_again(tmp_path: Path, monkeypatch: pytest
         )
 
 
-def test_killed_and_resumed_and_spread_runs_train_on_the_same_rows(tmp_path: Path) -> None:
-    runs.start(tmp_path / "whole", ches=0.5)
-    killed = runs.start(tmp_path / "cut", check=False, ches=0.5, kill_at=3)
-    assert killed.returncode == -9
-    for file in (tmp_path / "cut").glob("ches/*.parquet"):
-        file.unlink()  # the moved policy must not score again
-    runs.start(tmp_path / "cut", ches=0.5, resume=str(tmp_path / "cut/checkpoints/step=2.ckpt"))
-    whole, resumed = runs.weights(tmp_path / "whole"), runs.weights(tmp_path / "cut")
-    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
-    runs.start(tmp_path / "two", ches=0.5, devices=2, batch_size=2)
-    two = runs.weights(tmp_path / "two")
-    for key, value in whole.items():
-        torch.testing.assert_close(value, two[key], rtol=0, atol=5e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -161,6 +143,7 @@ def test_killed_and_resumed_and_spread_runs_train_on_the_same_rows(tmp_path: Pat
         ({"fraction": 1.5}, r"\(0, 1\]"),
         ({"rank": 0}, "rank must be >= 1"),
         ({"rank": 1, "batch_size": 0}, "batch_size"),
+        ({"rank": 1, "part": 0}, "part"),
     ],
 )
 def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
@@ -183,3 +166,38 @@ def test_what_a_module_or_datamodule_lacks_is_named(tmp_path: Path) -> None:
         trainer(tmp_path, CHESFilter(rank=1), max_steps=1).fit(Bare(), datamodule=Vectors())
     with pytest.raises(ValueError, match=r"datasets\['train'\] \(random access\)"):
         trainer(tmp_path, CHESFilter(rank=1), max_steps=1).fit(Foreign(), Vectors().train_dataloader())
+
+
+def test_streamed_rows_cannot_be_chosen_from(tmp_path: Path) -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            return iter([])
+
+    foreign = Vectors()
+    foreign.datasets = {"train": Stream()}  # type: ignore[dict-item]
+    ours = TextPreferenceDataModule(
+        train=write_pairs(tmp_path / "train.jsonl", 8), tokenizer=TrainedTokenizer(vocab_size=60, kind="word"),
+        streaming=True, batch_size=4, cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    for module, data in ((Foreign(), foreign), (TextPreferenceModule(tiny_lm()), ours)):
+        with pytest.raises(ValueError, match=r"random access\) and collate\(rows\), found \w+ with train"):
+            trainer(tmp_path, CHESFilter(rank=1), max_steps=1).fit(module, datamodule=data)
+
+
+def test_rows_other_than_those_of_the_checkpoint_are_refused(tmp_path: Path) -> None:
+    first = trainer(tmp_path, CHESFilter(rank=4, path=str(tmp_path)), max_epochs=1)
+    first.fit(Foreign(), datamodule=Vectors())
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    fewer = Vectors()
+    fewer.datasets["train"] = fewer.datasets["train"][:9]
+    again = trainer(tmp_path, CHESFilter(rank=4, path=str(tmp_path)), max_epochs=2)
+    with pytest.raises(ValueError, match="chose among training rows 12, this run has 9"):
+        again.fit(Foreign(), datamodule=fewer, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+
+
+def test_a_second_fit_of_the_same_objects_trains_on_the_same_rows(tmp_path: Path) -> None:
+    data, filtered = Vectors(), CHESFilter(rank=4, path=str(tmp_path))
+    for _ in range(2):
+        module = Foreign()
+        trainer(tmp_path, filtered, max_epochs=1).fit(module, datamodule=data)
+        assert module.rows == 4

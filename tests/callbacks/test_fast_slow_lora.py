@@ -17,7 +17,6 @@ from pl_prefopt.adapters import adapter_active, adapter_parameters
 from pl_prefopt.callbacks import AdapterExport, FastSlowLoRA
 from pl_prefopt.cofs import mix_on_memory
 from pl_prefopt.modules import TextPreferenceModule
-from tests import runs
 from tests.callbacks.test_adapter_export import data
 from tests.callbacks.test_reference_sync import trainer
 from tests.tiny import nudge, tiny_lm
@@ -152,20 +151,6 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     for name in ("default", "slow"):
         assert all(torch.equal(a, b) for a, b in zip(weights(whole, name), weights(resumed, name), strict=True))
         assert not any(torch.equal(a, b) for a, b in zip(weights(whole, name), weights(cut, name), strict=True))
-
-
-def test_text_killed_and_resumed_and_spread_over_two_processes(tmp_path: Path) -> None:
-    runs.start(tmp_path / "whole", kind="lora", fast_slow=4)
-    killed = runs.start(tmp_path / "cut", check=False, kind="lora", fast_slow=4, kill_at=5)
-    assert killed.returncode == -9
-    runs.start(tmp_path / "cut", kind="lora", fast_slow=4, resume=str(tmp_path / "cut/checkpoints/step=4.ckpt"))
-    whole, resumed = runs.weights(tmp_path / "whole"), runs.weights(tmp_path / "cut")
-    assert any(".slow." in k for k in whole)
-    assert [k for k in whole if not torch.equal(whole[k], resumed[k])] == []
-    runs.start(tmp_path / "two", kind="lora", fast_slow=4, devices=2, batch_size=2)
-    two = runs.weights(tmp_path / "two")
-    for key, value in whole.items():
-        torch.testing.assert_close(value, two[key], rtol=0, atol=5e-5)
 
 
 def test_only_the_fast_adapter_is_exported(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The mixture moves to the useful source: in a foreign module, in ours, resumed, and on two processes."""
+"""The mixture moves to the useful source: in a foreign module, alone and resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from pl_prefopt.callbacks import GroupInfluenceMixture
 from pl_prefopt.callbacks._influence_probe import Probe, find_sources, quiet
 from pl_prefopt.sources import SourceSampler
-from tests import runs
 from tests.callbacks.test_reference_sync import trainer
 
 SOURCES = {"useful": range(0, 32), "noise": range(32, 64), "harmful": range(64, 96)}
@@ -120,19 +119,6 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     fit(Regression(), 2).save_checkpoint(tmp_path / "a.ckpt")
     fit(resumed, 3, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert torch.equal(whole.policy.weight, resumed.policy.weight)
-
-
-def test_text_killed_and_resumed_and_spread_over_two_processes(tmp_path: Path) -> None:
-    runs.start(tmp_path / "whole", mixture=3)
-    killed = runs.start(tmp_path / "cut", check=False, mixture=3, kill_at=5)
-    assert killed.returncode == -9
-    runs.start(tmp_path / "cut", mixture=3, resume=str(tmp_path / "cut/checkpoints/step=4.ckpt"))
-    whole, resumed = runs.weights(tmp_path / "whole"), runs.weights(tmp_path / "cut")
-    assert [k for k in whole if not torch.equal(whole[k], resumed[k])] == []
-    runs.start(tmp_path / "two", mixture=3, devices=2, batch_size=2)
-    two = runs.weights(tmp_path / "two")
-    for key, value in whole.items():
-        torch.testing.assert_close(value, two[key], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
