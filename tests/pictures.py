@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 
+from pl_prefopt.diffusion.conditioner import Conditioner
 from pl_prefopt.modules import ImagePreferenceModule
 from pl_prefopt.policies import Diffusion
 
@@ -32,9 +34,14 @@ def pixel_batch(rows: int = 2, count: int = 2, seed: int = 0, start: int = 0) ->
     }
 
 
+@cache
+def _conditioner(name: str) -> Conditioner:
+    return Diffusion(tiny=name).conditioner()
+
+
 def cached(batch: dict[str, Any], policy: Diffusion) -> dict[str, Any]:
     """The same batch with latents and text embeddings in place of pixels."""
-    conditioner = policy.conditioner()
+    conditioner = _conditioner(str(policy.tiny))
     pixels = batch["pixels"]
     mean, std = (v.unflatten(0, pixels.shape[:2]) for v in conditioner.encode_pixels(pixels.flatten(0, 1)))
     rest = {k: v for k, v in batch.items() if k != "pixels"}

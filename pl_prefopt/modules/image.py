@@ -30,7 +30,7 @@ from pl_prefopt.modules._image_rows import (
 from pl_prefopt.modules.base import Batch, PreferenceModule
 from pl_prefopt.objectives import DPO, Objective
 from pl_prefopt.policies.base import PolicyBuilder
-from pl_prefopt.references import AutoReference, Reference
+from pl_prefopt.references import AutoReference, CachedReference, Reference
 from pl_prefopt.scores import PairScores
 
 COLUMNS = ("margin", "preference_prob", "relevance", "ranks", "targets", "margins")
@@ -61,7 +61,8 @@ class ImagePreferenceModule(PreferenceModule):
         seed: keys timesteps, noise and posterior samples.
 
     Raises:
-        ValueError: safeguard outside (0, 1), an unknown reduction, a negative offset, or any of the base class.
+        ValueError: safeguard outside (0, 1), an unknown reduction, a negative offset, a cached reference, or any of
+            the base class.
     """
 
     provides: ClassVar[frozenset[str]] = PreferenceModule.provides | {"errors", "error_products"}
@@ -91,6 +92,11 @@ class ImagePreferenceModule(PreferenceModule):
         if not noise_offset >= 0:
             raise ValueError(f"noise_offset must be >= 0, got {noise_offset}")
         choice("reduction", reduction, ("mean", "sum"))
+        if isinstance(self.reference_config, CachedReference):
+            raise ValueError(
+                "reference: CachedReference keeps token log-probabilities; a denoiser's errors depend on timestep and "
+                "noise, which are new in every step. Use AutoReference"
+            )
         if not hasattr(self.policy_builder, "family"):
             raise ValueError(
                 f"policy {type(self.policy_builder).__name__} does not say how its denoiser is called; give "
@@ -240,10 +246,9 @@ class ImagePreferenceModule(PreferenceModule):
 
     def _size(self) -> tuple[int, int] | None:
         """Height and width of the datamodule's pictures, where there is one that says so."""
-        found = (
-            None if self._trainer is None else getattr(getattr(self.trainer, "datamodule", None), "resolution", None)
-        )
-        return (found, found) if isinstance(found, int) else found and (found[0], found[1])
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        sizes = getattr(getattr(data, "geometry", None), "sizes", None)
+        return tuple(sizes[0]) if sizes else None
 
     def preview(self, conditions: Sequence[str], seed: int) -> Tensor:
         """One picture per caption, (N, 3, H, W) in [0, 1]."""

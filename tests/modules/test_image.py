@@ -11,8 +11,9 @@ import torch
 
 from pl_prefopt.diffusion.timesteps import EpsilonSpace, LogitNormal, MinSNR, RoundRobin
 from pl_prefopt.modules import ImagePreferenceModule
-from pl_prefopt.objectives import DPO, IPO
-from pl_prefopt.references import FrozenCopy
+from pl_prefopt.objectives import DPO, DSPO, IPO, DenoisingSFT, DiffusionKTO, LinearDPO, MaPO, Mixture, Objective, SimPO
+from pl_prefopt.policies import FromCallable
+from pl_prefopt.references import AdapterCopy, CachedReference, FrozenCopy
 from tests.oracles.diffusion_dpo import official_loss
 from tests.pictures import cached, module, pixel_batch, tiny_diffusion
 from tests.tiny import nudge
@@ -53,7 +54,7 @@ def test_starts_at_ln_2_and_trains(name: str, lora: bool, checkpointing: bool, b
     assert sum(float(g.abs().sum()) for g in found.values()) > 0
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
 def test_checkpointing_changes_no_gradient(name: str, batches: dict[str, Any]) -> None:
     found = []
     for checkpointing in (True, False):
@@ -83,7 +84,7 @@ def test_equals_the_official_formula(name: str, batches: dict[str, Any]) -> None
     torch.testing.assert_close(loss_of(made, batch), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "flux"])
+@pytest.mark.parametrize("name", ["sd", "flux"])
 def test_a_batch_equals_its_rows_one_by_one(name: str) -> None:
     policy = tiny_diffusion(name)
     whole = cached(pixel_batch(8), policy)
@@ -195,17 +196,63 @@ def test_row_metrics_split_margins_by_noise(batches: dict[str, Any]) -> None:
     assert rows.keys() <= set(made.metric_names)
 
 
+OBJECTIVES = [
+    MaPO(), DiffusionKTO(), LinearDPO(), DSPO(), DenoisingSFT(), Mixture([DPO(500.0), DenoisingSFT()], [1.0, 0.1]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_every_objective_of_errors_trains(objective: Objective, batches: dict[str, Any]) -> None:
+    made, batch = module(tiny_diffusion("sd"), objective=objective), batches["sd"]
+    assert (made.reference is not None) == ("reference" in objective.needs)
+    trained = made.score(batch)
+    assert trained.logratios.shape[1] == (2 if "rejected" in objective.needs else 1)
+    losses = made.objective(trained)
+    losses.mean().backward()
+    assert sum(float(g.abs().sum()) for g in gradients(made).values()) > 0
+    made.eval()
+    shown = made.row_metrics(made.score(batch), losses.detach())
+    assert all(torch.isfinite(v).all() for v in shown.values())
+    assert {"accuracy", "margin", "rejected_error"} <= shown.keys()
+
+
+def test_safeguard_shrinks_the_losers_gradient_only(batches: dict[str, Any]) -> None:
+    batch = batches["sd"]
+    plain, guarded = (module(tiny_diffusion("sd"), safeguard=mu) for mu in (None, 0.6))
+    a, b = plain.score(batch), guarded.score(batch)
+    torch.testing.assert_close(a.logratios, b.logratios)
+    share = b.extra["safeguard"]
+    assert 0 < share[0] < 1
+    for column, factor in ((0, 1.0), (1, float(share[0]))):
+        found = []
+        for made, scores in ((plain, a), (guarded, b)):
+            made.policy.zero_grad()
+            scores.logratios[:, column].sum().backward(retain_graph=True)
+            found.append(torch.cat([g.flatten() for g in gradients(made).values()]))
+        assert found[0].abs().max() > 0
+        torch.testing.assert_close(found[1], factor * found[0], rtol=1e-3, atol=1e-7)
+    assert "safeguard" not in guarded.eval().score(batch).extra
+
+
+def test_a_copied_adapter_starts_at_zero(batches: dict[str, Any]) -> None:
+    made = module(tiny_diffusion("sd3"), reference=AdapterCopy())
+    assert torch.equal(made.score(batches["sd3"]).logratios, torch.zeros(2, 2))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"safeguard": 1.0}, "safeguard must lie"),
         ({"reduction": "max"}, "reduction must be one of mean, sum"),
         ({"noise_offset": -0.1}, "noise_offset must be"),
+        ({"reference": CachedReference("somewhere")}, "depend on timestep and noise"),
+        ({"policy": FromCallable(lambda: torch.nn.Linear(1, 1))}, "does not say how its denoiser is called"),
+        ({"objective": SimPO()}, "needs lengths, logps, which ImagePreferenceModule cannot give"),
     ],
 )
 def test_refuses_settings(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        ImagePreferenceModule(tiny_diffusion("sd"), **options)
+        ImagePreferenceModule(**{"policy": tiny_diffusion("sd"), **options})
 
 
 def test_refuses_batches(batches: dict[str, Any]) -> None:
