@@ -208,7 +208,8 @@ def page(outcomes: Sequence[Outcome], how: Mapping[str, str]) -> str:
 
 def table_row(outcome: Outcome) -> str:
     """One row of the table."""
-    effects = "<br>".join(f"{e.name}: {i.text(e.digits)}" for e, i in outcome.intervals if e.decides)
+    decide = [(e, i) for e, i in outcome.intervals if e.decides]
+    effects = "<br>".join(f"{e.name}: {i.text(e.digits)}, {'yes' if e.holds(i) else 'no'}" for e, i in decide)
     link = f"[{outcome.name}](#{outcome.name}): {outcome.claim.statement}"
     return f"| {link} | {effects} | {'holds' if outcome.holds else 'does not show'} |"
 

@@ -1,0 +1,108 @@
+"""Fast-slow chasing against plain DPO on a stream of pairs whose preference drifts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.claims import pictures, train
+from benchmarks.claims.fit import MemoryData, Watch, fit, with_lora
+from benchmarks.claims.frame import Claim, Effect, Result
+from pl_prefopt.callbacks import FastSlowLoRA
+from pl_prefopt.demo.pairs import Recipe
+from pl_prefopt.demo.sentiment import SentimentWorld
+from pl_prefopt.objectives import DPO
+
+WORLD = SentimentWorld()
+STEPS, SIZE, EVERY, BETA, LR = 120, 64, 20, 0.3, 2e-3
+ALPHA, RATIO, SWAP = 0.3, 0.3, 20
+NAMES = ("DPO", "DPO, twice the rate", "fast-slow", "fast-slow, equal rates")
+
+
+def weights(step: int) -> dict[str, float]:
+    """The preference at a step: from sentiment to brevity and on to the opposite of sentiment."""
+    angle = math.pi * step / STEPS
+    return {"sentiment": math.cos(angle), "brevity": math.sin(angle)}
+
+
+def stream(seed: int) -> train.Batch:
+    """Rows in order of time, labelled by the preference of their step."""
+    parts = [
+        train.drawn(WORLD, Recipe(rows=EVERY * SIZE, temperature=0.5, weights=weights(step)), seed * STEPS + step)
+        for step in range(0, STEPS, EVERY)
+    ]
+    joined = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+    return joined | {"index": torch.arange(STEPS * SIZE)}
+
+
+def run(seed: int) -> Result:
+    """Exact reward under the preference of the moment, every EVERY steps, per method."""
+    rows = stream(seed)
+    plan: dict[str, tuple[float, list[pl.Callback]]] = {
+        "DPO": (LR, []),
+        "DPO, twice the rate": (2 * LR, []),
+        "fast-slow": (LR, [FastSlowLoRA(beta=BETA, alpha=ALPHA, ratio=RATIO, every_n_steps=SWAP)]),
+        "fast-slow, equal rates": (LR, [FastSlowLoRA(beta=BETA, alpha=ALPHA, ratio=1.0, every_n_steps=5)]),
+    }
+    return {name: _follow(seed, rows, lr, callbacks) for name, (lr, callbacks) in plan.items()}
+
+
+def _follow(seed: int, rows: train.Batch, lr: float, callbacks: list[pl.Callback]) -> list[float]:
+    begin = train.start(WORLD, seed)
+    reference, seen = train.written_out(begin, WORLD), []
+
+    def measure(network: train.nn.Module, step: int) -> None:
+        values = train.exact(network, WORLD, reference)
+        seen.append(sum(w * values[name] for name, w in weights(step).items()))
+
+    fit(with_lora(begin, seed), DPO(beta=BETA), MemoryData(rows, SIZE, None), steps=STEPS, lr=lr, decay=False,
+        callbacks=[*callbacks, Watch(EVERY, measure)])  # fmt: skip
+    return seen
+
+
+def gain(result: Result, method: str, other: str) -> float:
+    """Mean over time of the reward of the moment, one method minus another."""
+    return float(np.mean(result[method]) - np.mean(result[other]))
+
+
+def figure(results: Sequence[Result]) -> Figure:
+    """Reward of the moment over time."""
+    picture, (ax,) = pictures.canvas()
+    steps = list(range(EVERY, STEPS + 1, EVERY))
+    for name, colour in zip(NAMES, pictures.COLOURS, strict=False):
+        pictures.band(ax, steps, [r[name] for r in results], name, colour)
+    ax.set(xlabel="optimizer step", ylabel="reward under the preference of the moment, exact")
+    ax.legend(frameon=False)
+    return picture
+
+
+CLAIM = Claim(
+    statement="When preferences drift online, fast-slow chasing has more reward of the moment than plain DPO",
+    paper="OFS-DPO, 2406.05534; no number of the paper was found",
+    setup=f"A stream of {STEPS} steps of {SIZE} fresh pairs whose preference turns from sentiment to brevity to the "
+    f"opposite of sentiment; LoRA, beta {BETA}, lr {LR} for DPO and for the fast adapter, alpha {ALPHA}, slow over "
+    f"fast {RATIO}, roles decided every {SWAP} steps, preference changed every {EVERY}. Exact reward under the "
+    "preference of the moment, mean over the stream.",
+    run=run,
+    effects=(
+        Effect("reward of the moment, fast-slow minus DPO", lambda r: gain(r, "fast-slow", "DPO"), low=0, digits=3),
+        Effect(
+            "the same with equal rates, roles decided every 5 steps",
+            lambda r: gain(r, "fast-slow, equal rates", "DPO"),
+            digits=3,
+        ),
+        Effect("DPO at twice the rate minus DPO", lambda r: gain(r, "DPO, twice the rate", "DPO"), digits=3),
+        Effect("reward of the moment, DPO", lambda r: float(np.mean(r["DPO"])), digits=3),
+    ),
+    figure=figure,
+    tried="With one seed, alpha 1 with roles decided every 10 steps had .07 less reward of the moment than DPO, equal "
+    "rates with roles decided every 5 steps .06 more. With the slow adapter at .3 of the rate the roles never or "
+    "hardly ever change within the stream, and the pair differs from DPO only by the chasing term's part of the "
+    "gradient.",
+    cost=2.0,
+)
