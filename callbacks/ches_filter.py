@@ -87,7 +87,7 @@ class CHESFilter(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score, choose, and put the chosen rows in place of the training set."""
         data: Any = getattr(trainer, "datamodule", None)
-        rows = getattr(data, "datasets", {}).get("train")
+        rows: Any = getattr(data, "datasets", {}).get("train")
         if not random_access(rows) or getattr(data, "collate", None) is None:
             raise ValueError(
                 "CHESFilter needs a datamodule with datasets['train'] (random access) and collate(rows), found "

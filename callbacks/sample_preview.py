@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from pl_prefopt.callbacks._shared import evaluating, run_folder
+from pl_prefopt.callbacks._shows import SAMPLE_RATE, Made, show_of
 from pl_prefopt.callbacks.protocols import require
 
 
 class HasPreview(Protocol):
-    """A module that shows what it makes."""
+    """A module that shows what it makes; `sample_rate` in Hz is for sounds."""
 
-    def preview(self, conditions: Sequence[str], seed: int) -> list[str] | Tensor:
-        """One sample per condition: texts, or pictures (N, 3, H, W) in [0, 1]; the same for the same seed."""
+    def preview(self, conditions: Sequence[str], seed: int) -> Made:
+        """One sample per condition, the same for the same seed.
+
+        Texts: list of str. Ranked lists: list of lists of str. Pictures: (N, 3, H, W) or (N, 1, H, W) in [0, 1].
+        Sounds: (N, T) in [-1, 1]. Point clouds: (N, P, 3) in metres.
+        """
         ...
 
 
 class SamplePreview(pl.Callback):
     """Draw one sample per condition before training, every few steps, and at the end, always with the same seed.
 
-    Texts go to `samples.md` (one column a time), pictures to `samples.png` (one row a time), in the run folder, and
-    to TensorBoard and W&B. The random state of training is not touched.
+    In the run folder: texts and ranked lists as a table, `samples.md` (one column a time); pictures, spectrograms and
+    point clouds as a grid, `samples.png` (one row a time); sounds also as `sample-<i>-step-<n>.wav`. The same goes to
+    TensorBoard and W&B. Sampling runs in eval mode and leaves the random state of training as it was.
 
     Args:
         conditions: prompts, at least one.
@@ -36,7 +42,8 @@ class SamplePreview(pl.Callback):
 
     Raises:
         ValueError: no condition, every_n_steps < 1.
-        TypeError: the module has no `preview(conditions, seed)`.
+        TypeError: the module has no `preview(conditions, seed)`, or it does not return one sample per condition; told
+            before the first step.
     """
 
     def __init__(
@@ -47,7 +54,7 @@ class SamplePreview(pl.Callback):
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps must be >= 1 or None, got {every_n_steps}")
         self.conditions, self.every_n_steps, self.seed, self.path = conditions, every_n_steps, seed, path
-        self.shown: dict[int, list[str] | Tensor] = {}
+        self.shown: dict[int, Made] = {}
 
     @property
     def state_key(self) -> str:
@@ -78,7 +85,8 @@ class SamplePreview(pl.Callback):
         folder = run_folder(trainer, self.path)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-            self._write(folder)
+            show = show_of(self.shown[trainer.global_step], len(self.conditions))
+            show.write(folder, self.conditions, self.shown, getattr(pl_module, "sample_rate", SAMPLE_RATE))
 
     def state_dict(self) -> dict[str, Any]:
         """What has been shown."""
@@ -92,57 +100,11 @@ class SamplePreview(pl.Callback):
         """Every rank samples, because sharded policies need all of them; the first one keeps the result."""
         with evaluating(module), torch.no_grad():
             made = module.preview(self.conditions, self.seed)
-        self.shown[trainer.global_step] = made.detach().float().cpu().clamp(0, 1) if isinstance(made, Tensor) else made
+        show = show_of(made, len(self.conditions))
+        step, rate = trainer.global_step, getattr(module, "sample_rate", SAMPLE_RATE)
+        self.shown[step] = made.detach().float().cpu() if isinstance(made, Tensor) else made
         for logger in trainer.loggers:
-            self._log(logger, trainer.global_step)
-
-    def _log(self, logger: Any, step: int) -> None:
-        made = self.shown[step]
-        if isinstance(logger, pl.loggers.TensorBoardLogger):
-            if isinstance(made, Tensor):
-                logger.experiment.add_images("samples", made, step)
-            else:
-                logger.experiment.add_text("samples", table(self.conditions, {step: made}), step)
-        elif isinstance(logger, pl.loggers.WandbLogger):
-            if isinstance(made, Tensor):
-                logger.log_image("samples", list(made), step=step, caption=[self.conditions])
-            else:
-                rows = [list(pair) for pair in zip(self.conditions, made, strict=True)]
-                logger.log_text("samples", columns=["condition", "sample"], data=rows, step=step)
-
-    def _write(self, folder: Path) -> None:
-        pictures = {k: v for k, v in self.shown.items() if isinstance(v, Tensor)}
-        texts = {k: v for k, v in self.shown.items() if isinstance(v, list)}
-        if texts:
-            (folder / "samples.md").write_text(table(self.conditions, texts), encoding="utf-8")
-        if pictures:
-            grid(self.conditions, pictures).savefig(folder / "samples.png", dpi=120)
-
-
-def table(conditions: Sequence[str], shown: dict[int, list[str]]) -> str:
-    """Markdown: a row per condition, a column per step."""
-
-    def cell(text: str) -> str:
-        return text.replace("|", "\\|").replace("\n", "<br>")
-
-    head = ["condition", *(f"step {s}" for s in shown)]
-    lines = [head, ["---"] * len(head)]
-    lines += [[cell(c), *(cell(shown[s][i]) for s in shown)] for i, c in enumerate(conditions)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def grid(conditions: Sequence[str], shown: dict[int, Tensor]) -> Any:
-    """Figure: a row per step, a column per condition."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.6 * len(conditions), 1.7 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), len(conditions), squeeze=False)
-    for row, (step, pictures) in zip(axes, shown.items(), strict=True):
-        for place, picture, condition in zip(row, torch.as_tensor(pictures), conditions, strict=True):
-            place.imshow(picture.permute(1, 2, 0).numpy())
-            place.set_xticks([])
-            place.set_yticks([])
-            if step == next(iter(shown)):
-                place.set_title(condition, fontsize=7)
-        row[0].set_ylabel(f"step {step}", fontsize=7)
-    return figure
+            if isinstance(logger, TensorBoardLogger):
+                show.tensorboard(logger.experiment, self.conditions, self.shown[step], step, rate)
+            elif isinstance(logger, WandbLogger):
+                show.wandb(logger, self.conditions, self.shown[step], step, rate)

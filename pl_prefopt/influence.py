@@ -185,7 +185,8 @@ def regression_mixture(
     if candidates < 8 or rounds < 1 or not 1 <= top <= samples:
         raise ValueError(f"candidates >= 8, rounds >= 1, 1 <= top <= samples; got {candidates, rounds, top, samples}")
     prior, start = np.asarray(prior, dtype=float), np.asarray(start, dtype=float)
-    units = qmc.LatinHypercube(len(prior), seed=seed).random(candidates - 2)
+    sampler: Any = qmc.LatinHypercube  # the argument is called rng in newer releases, which still take seed
+    units = sampler(len(prior), seed=seed).random(candidates - 2)
     tried = np.concatenate([prior * 0.5 * 4.0**units, prior[None], start[None]])
     tried /= tried.sum(1, keepdims=True)
     model = _surrogate(surrogate, seed).fit(tried, np.array([score(w) for w in tried]))
