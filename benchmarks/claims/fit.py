@@ -88,14 +88,15 @@ def with_lora(network: nn.Module, seed: int) -> nn.Module:
 def fit(
     network: nn.Module,
     objective: Objective,
-    data: MemoryData,
+    data: pl.LightningDataModule,
     *,
-    steps: int,
+    steps: int = -1,
+    epochs: int = -1,
     lr: float = 1e-3,
     decay: bool = True,
     callbacks: Sequence[pl.Callback] = (),
 ) -> nn.Module:
-    """Train `network` itself; clipping at 1, cosine schedule unless `decay` is False. Returns the policy."""
+    """Train `network` itself for so many steps or epochs; clipping at 1; cosine over the steps if `decay`."""
     schedule = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps) if decay else None
     module = TextPreferenceModule(
         FromCallable(lambda: network),
@@ -105,7 +106,7 @@ def fit(
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
-            accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, gradient_clip_val=1.0, logger=False,
+            accelerator="cpu", devices=1, max_steps=steps, max_epochs=epochs, gradient_clip_val=1.0, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
             default_root_dir=folder, callbacks=list(callbacks),
         )  # fmt: skip
