@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import Strategy
 
 from pl_prefopt.configurable import Configurable
 from pl_prefopt.datamodules import TokenizerBuilder
+from pl_prefopt.diffusion.timesteps import TimestepSampler, Weighting
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import PolicyBuilder
 from pl_prefopt.references import Reference
@@ -33,6 +34,8 @@ FAMILIES: dict[str, type] = {
     "policy": PolicyBuilder,
     "reference": Reference,
     "inner": Reference,
+    "timesteps": TimestepSampler,
+    "weighting": Weighting,
     "tokenizer": TokenizerBuilder,
 }
 """Last part of a key -> base of the classes that it takes."""

@@ -52,4 +52,5 @@ def module(policy: Diffusion, **options: Any) -> ImagePreferenceModule:
     """A built module in training mode."""
     made = ImagePreferenceModule(policy, **options)
     made.configure_model()
-    return made.train()
+    made.train()
+    return made

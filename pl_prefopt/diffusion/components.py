@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -91,9 +92,7 @@ class Source(ABC):
         self, dtype: torch.dtype, denoiser: nn.Module | None, only: Callable[[str], bool] | None = None
     ) -> Any:
         """A diffusers pipeline around `denoiser`, its VAE in float32; components that `only` refuses are None."""
-        import diffusers
-
-        cls = getattr(diffusers, self.pipeline_name)
+        cls = getattr(importlib.import_module("diffusers"), self.pipeline_name)
         built: dict[str, Any] = {}
         for name, present in self.parts.items():
             wanted = present and name != self.kind.denoiser and (only is None or only(name))
@@ -187,8 +186,6 @@ class PretrainedSource(Source):
 
     def component(self, name: str, dtype: torch.dtype) -> Any:
         """Loaded from its sub-folder by the class that model_index.json names."""
-        import importlib
-
         library, cls_name = self._classes[name]
         cls = getattr(importlib.import_module(library), cls_name)
         options: dict[str, Any] = {"subfolder": name, "revision": self.options["revision"]}
@@ -201,8 +198,7 @@ class PretrainedSource(Source):
 
     def scheduler(self) -> Any:
         """The training scheduler made from the configuration of whatever scheduler the folder holds."""
-        import diffusers
-
-        cls = diffusers.FlowMatchEulerDiscreteScheduler if self.kind.flow else diffusers.DDPMScheduler
-        options = {k: v for k, v in {"revision": self.options["revision"]}.items() if v is not None}
+        name = "FlowMatchEulerDiscreteScheduler" if self.kind.flow else "DDPMScheduler"
+        cls: Any = getattr(importlib.import_module("diffusers"), name)
+        options: dict[str, Any] = {k: v for k, v in self.options.items() if k == "revision" and v is not None}
         return cls.from_pretrained(self.name, subfolder="scheduler", **options)

@@ -162,7 +162,7 @@ class Flux(Family):
         Raises:
             ValueError: latents of odd height or width.
         """
-        from diffusers import FluxPipeline
+        from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
         n, c, h, w = x_t.shape
         if h % 2 or w % 2:

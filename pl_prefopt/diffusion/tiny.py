@@ -5,6 +5,7 @@ They serve tests, demos and dry runs of a configuration: every component is of t
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 LETTERS = 77
-"""Longest caption in tokens, begin and end included, as in CLIP."""
+"""Longest caption in tokens, begin and end included, as in CLIP; models that know whole words take 8."""
 
 _VAE = {
     "block_out_channels": [4, 8],
@@ -58,6 +59,35 @@ _UNET_XL = {
     "addition_time_embed_dim": 4,
     "transformer_layers_per_block": [1, 2],
     "projection_class_embeddings_input_dim": 6 * 4 + 8,
+}
+_WORDS = ["a", "red", "green", "blue", "yellow", "circle", "square", "triangle"]
+_SHAPES_TEXT = {
+    **_CLIP,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "max_position_embeddings": 8,
+    "projection_dim": 32,
+    "words": _WORDS,
+}
+_SHAPES_VAE = {
+    **_VAE,
+    "block_out_channels": [8, 16, 32],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "norm_num_groups": 4,
+    "sample_size": 16,
+}
+_SHAPES_UNET = {
+    **_UNET,
+    "sample_size": 4,
+    "block_out_channels": [32],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+    "cross_attention_dim": 32,
+    "norm_num_groups": 8,
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 4,
 }
 _T5 = {"d_model": 16, "d_ff": 24, "d_kv": 4, "num_heads": 2, "num_layers": 2}
 _DDPM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -126,6 +156,49 @@ TINY: dict[str, dict[str, Any]] = {
         "text_encoder_2": _T5,
         "scheduler": {"shift": 3.0, "use_dynamic_shifting": True},
     },
+    "shapes": {
+        "pipeline": "StableDiffusionPipeline",
+        "unet": _SHAPES_UNET,
+        "vae": _SHAPES_VAE,
+        "text_encoder": _SHAPES_TEXT,
+        "scheduler": _DDPM,
+    },
+    "shapes-xl": {
+        "pipeline": "StableDiffusionXLPipeline",
+        "unet": {
+            **_SHAPES_UNET,
+            "cross_attention_dim": 64,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 32,
+        },
+        "vae": _SHAPES_VAE,
+        "text_encoder": {**_SHAPES_TEXT, "hidden_act": "gelu", "initializer_factor": 50.0},
+        "text_encoder_2": {**_SHAPES_TEXT, "hidden_act": "gelu", "initializer_factor": 50.0},
+        "scheduler": _DDPM,
+    },
+    "shapes-flow": {
+        "pipeline": "StableDiffusion3Pipeline",
+        "transformer": {
+            "sample_size": 4,
+            "patch_size": 1,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": 3,
+            "attention_head_dim": 32,
+            "num_attention_heads": 2,
+            "caption_projection_dim": 64,
+            "joint_attention_dim": 64,
+            "pooled_projection_dim": 64,
+            "pos_embed_max_size": 8,
+        },
+        "vae": {**_SHAPES_VAE, "shift_factor": 0.0},
+        "text_encoder": {**_SHAPES_TEXT, "projection": True},
+        "text_encoder_2": {**_SHAPES_TEXT, "projection": True},
+        "text_encoder_3": {**_T5, "d_model": 64, "words": _WORDS},
+        "scheduler": {"shift": 1.0},
+    },
     "pixel": {
         "pipeline": "StableDiffusionPipeline",
         "unet": {
@@ -165,8 +238,7 @@ def tiny_component(name: str, part: str, seed: int) -> nn.Module | Any | None:
 
 
 def _builder(spec: dict[str, Any], part: str) -> Callable[[dict[str, Any]], Any]:
-    import diffusers
-
+    diffusers: Any = importlib.import_module("diffusers")
     flow = "transformer" in spec
     classes: dict[str, Any] = {
         "unet": diffusers.UNet2DConditionModel,
@@ -185,8 +257,9 @@ _TRANSFORMERS = {"StableDiffusion3Pipeline": "SD3Transformer2DModel", "FluxPipel
 def _text_encoder(spec: dict[str, Any], part: str, config: dict[str, Any]) -> nn.Module:
     import transformers
 
+    words = len(config.pop("words", ()))
     if "d_model" in config:
-        vocab = len(_t5_vocab())
+        vocab = len(_t5_vocab()) + words
         return transformers.T5EncoderModel(
             transformers.T5Config(vocab_size=vocab, feed_forward_proj="gated-gelu", dropout_rate=0.0, **config)
         )
@@ -194,7 +267,7 @@ def _text_encoder(spec: dict[str, Any], part: str, config: dict[str, Any]) -> nn
     second = part == "text_encoder_2" and spec["pipeline"] == "StableDiffusionXLPipeline"
     projected = config.pop("projection", second)
     ids = {"bos_token_id": vocab[_BEGIN], "eos_token_id": vocab[_END], "pad_token_id": vocab[_PAD]}
-    clip = transformers.CLIPTextConfig(vocab_size=len(vocab), **ids, **config)
+    clip = transformers.CLIPTextConfig(vocab_size=len(vocab) + words, **ids, **config)
     return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(clip)
 
 
@@ -216,9 +289,13 @@ def _t5_vocab() -> list[tuple[str, float]]:
 
 
 def _tokenizer(spec: dict[str, Any], part: str) -> Any:
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     encoder = spec[part.replace("tokenizer", "text_encoder")]
+    words = encoder.get("words", [])
+    longest = encoder.get("max_position_embeddings", 8 if words else LETTERS)
     if "d_model" in encoder:
-        return transformers.T5TokenizerFast(vocab=_t5_vocab(), extra_ids=0, model_max_length=LETTERS)
-    return transformers.CLIPTokenizer(vocab=_clip_vocab(), merges=[], pad_token=_PAD, model_max_length=LETTERS)
+        made = transformers.T5TokenizerFast(vocab=_t5_vocab(), extra_ids=0, model_max_length=longest)
+    else:
+        made = transformers.CLIPTokenizer(vocab=_clip_vocab(), merges=[], pad_token=_PAD, model_max_length=longest)
+    made.add_tokens(words)
+    return made

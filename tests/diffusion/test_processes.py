@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -21,14 +23,14 @@ STEPS = 1000
 
 
 def diffusion(prediction: str | None = None) -> VariancePreserving:
-    from diffusers import DDPMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
     return VariancePreserving(scheduler, prediction)
 
 
 def shifted() -> Flow:
-    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     return Flow(FlowMatchEulerDiscreteScheduler(shift=3.0))
 
@@ -110,13 +112,13 @@ def test_min_snr_in_every_parametrisation() -> None:
     a = torch.tensor([alpha_bar(int(i)) for i in t])
     snr = a / (1 - a)
     capped = snr.clamp(max=5.0)
-    close = {"rtol": 1e-4, "atol": 1e-6}
-    torch.testing.assert_close(MinSNR(5.0).weights(diffusion("epsilon"), t), capped / snr, **close)
-    torch.testing.assert_close(MinSNR(5.0).weights(diffusion("v_prediction"), t), capped / (snr + 1), **close)
-    torch.testing.assert_close(MinSNR(5.0).weights(diffusion("sample"), t), capped, **close)
+    close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-6)
+    close(MinSNR(5.0).weights(diffusion("epsilon"), t), capped / snr)
+    close(MinSNR(5.0).weights(diffusion("v_prediction"), t), capped / (snr + 1))
+    close(MinSNR(5.0).weights(diffusion("sample"), t), capped)
     s = torch.tensor([0.0, 0.1, 0.5, 1.0])
     expected = torch.tensor([0.0, 5 * 0.01, 1.0 * 0.25, 0.0])
-    torch.testing.assert_close(MinSNR(5.0).weights(Flow(), s), expected, **close)
+    close(MinSNR(5.0).weights(Flow(), s), expected)
     torch.testing.assert_close(EpsilonSpace().weights(Flow(), s), (1 - s) ** 2)
 
 

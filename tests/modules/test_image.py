@@ -178,6 +178,7 @@ def test_time_ids_reach_sdxl(batches: dict[str, Any]) -> None:
     a = made.score(batch).errors
     b = made.score(batch | {"time_ids": batch["time_ids"] * 3}).errors
     assert a is not None
+    assert b is not None
     assert not torch.equal(a, b)
 
 

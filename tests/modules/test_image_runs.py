@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,9 +52,9 @@ def test_moving_reference_previews_and_exports(tmp_path: Path) -> None:
     export = tmp_path / "export"
     watch = [ReferenceSync(2, 0.5), SamplePreview(["caption 1"], every_n_steps=2), AdapterExport(str(export), False)]
     trainer = image_run(tmp_path, watch, moving=True, max_steps=4, name="sd3")
-    module = trainer.lightning_module
+    module: Any = trainer.lightning_module
     assert (tmp_path / "samples.png").stat().st_size > 500
-    pairs = list(module.reference.pairs(module.policy))  # type: ignore[union-attr, operator]
+    pairs = list(module.reference.pairs(module.policy))
     assert any((a != b).any() for a, b in pairs)
     assert any(a.abs().sum() > 0 for a, _ in pairs)
     pipe = tiny_diffusion("sd3").pipeline(tiny_diffusion("sd3", lora=False)())
