@@ -73,6 +73,31 @@ def curves_figure(history: Sequence[Mapping[str, float]], names: Sequence[str]) 
     return figure
 
 
+def front_figure(points: Mapping[str, Sequence[Mapping[str, float]]], pair: tuple[str, str]) -> Figure:
+    """Two expected rewards against each other: a curve for every method with several weights, a dot for the others.
+
+    Args:
+        points: method -> measures, in the order of the weights; "best possible" is drawn as a soft curve.
+        pair: entries of the measures, names of `PANELS`.
+    """
+    figure, axes = _canvas(1, 1, (6.4, 4.8))
+    ax = axes[0]
+    colors = iter((INK, "#7b5ea7", "#3a8f5d", ACCENT, WARM, "#b0872d"))
+    for label, rows in points.items():
+        x, y = ([row[name] for row in rows] for name in pair)
+        if label == "best possible":
+            right = 1.15 * max(row[pair[0]] for name, rest in points.items() if name != label for row in rest)
+            shown = [i for i, value in enumerate(x) if value <= right]
+            xs, ys = [x[i] for i in shown], [y[i] for i in shown]
+            ax.plot(xs, ys, color=SOFT, lw=2, zorder=1, label="optimum of MODPO's loss")
+        else:
+            ax.plot(x, y, marker="o", ms=6 if len(rows) > 1 else 8, lw=1.5, color=next(colors), label=label)
+    ax.set(xlabel=PANELS[pair[0]][0] + ", exact", ylabel=PANELS[pair[1]][0] + ", exact")
+    ax.set_title("Two objectives")
+    ax.legend(loc="lower center", frameon=False)
+    return figure
+
+
 def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=size, dpi=130, layout="constrained")
     FigureCanvasAgg(figure)

@@ -36,6 +36,7 @@ OWN = {
     "text-f-dpo": {"entropy": "entropy, nats (exact)"},
     "text-adpo": {},
     "text-modpo": {"sentiment": "expected sentiment (exact)", "restraint": "expected restraint (exact)"},
+    "text-pama": {"sentiment": "expected sentiment (exact)", "restraint": "expected restraint (exact)"},
     "text-irpo": {"ndcg": "NDCG of held-out lists"},
 }
 """Demo -> what it measures besides accuracy, reward and KL, and how the summary calls it."""
