@@ -11,7 +11,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from pl_prefopt.callbacks._round_files import (
     RoundFiles,
@@ -25,6 +24,7 @@ from pl_prefopt.callbacks._round_files import (
     span,
     write_json,
 )
+from pl_prefopt.callbacks._shared import evaluating, run_folder
 from pl_prefopt.callbacks.ches_filter import weights_key
 from pl_prefopt.callbacks.protocols import require
 from pl_prefopt.callbacks.reference_sync import ReferenceSync
@@ -178,15 +178,13 @@ class PreferenceRounds(pl.Callback):
                 self._stop(f"all {self.rounds} rounds are done")
             else:
                 close_epoch(self._trainer)
-                with isolate_rng(), torch.no_grad():
-                    self._prepare(self._trainer, self._trainer.lightning_module, self._trainer.datamodule)
+                self._prepare(self._trainer, self._trainer.lightning_module, self._trainer.datamodule)
         return str(self._pairs_file()) if self.round >= 0 else None
 
     def _prepare(self, trainer: pl.Trainer, module: Any, data: Any) -> None:
         number = self.round + 1
         if self._root is None:
-            run = trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)
-            self._root = str(Path(run) / "rounds")
+            self._root = str(run_folder(trainer, None, "rounds"))
         if number and self.sync_reference:
             self._mover.move(module)
         rows = self._sampled(trainer, module, data, number)
@@ -210,12 +208,10 @@ class PreferenceRounds(pl.Callback):
         """Prompts of the round with samples and scores; this rank makes its share of the missing pieces."""
         conditions = self._prompts(data.conditions("train"), number)
         files = RoundFiles(Path(str(self._root)), number, self._key(module, number), conditions, self.piece)
-        training = module.training
-        module.eval()
         todo = files.missing(trainer.global_rank, trainer.world_size)
-        for index in progress(todo, files.pieces, f"round {number}: samples", hidden=not trainer.is_global_zero):
-            self._make_piece(files, index, module, data)
-        module.train(training)
+        with evaluating(module), torch.no_grad():
+            for index in progress(todo, files.pieces, f"round {number}: samples", hidden=not trainer.is_global_zero):
+                self._make_piece(files, index, module, data)
         trainer.strategy.barrier("rounds: samples")
         return files.rows()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pl_prefopt.configurable import Configurable
 from pl_prefopt.datamodules._checks import one_of, positive
+from pl_prefopt.tokenizer_files import load_tokenizer
 
 SPECIALS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
 KINDS = ("bpe", "word")
@@ -113,38 +114,6 @@ class TrainedTokenizer(TokenizerBuilder):
         work = tempfile.mkdtemp(dir=folder.parent)
         PreTrainedTokenizerFast(tokenizer_object=core, **SPECIALS).save_pretrained(work)
         publish(Path(work), folder)
-
-
-def load_tokenizer(name: str) -> Any:
-    """Load a tokenizer by name or folder.
-
-    Raises:
-        ValueError: it cannot be loaded.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        if _is_generic(Path(name)):
-            return PreTrainedTokenizerFast.from_pretrained(name)
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:
-        raise ValueError(
-            f"tokenizer: {name!r} could not be loaded ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}). "
-            "Accepted: a folder written by save_pretrained, a reachable hub name, or TrainedTokenizer."
-        ) from None
-
-
-def _is_generic(folder: Path) -> bool:
-    """Whether a folder's own files are the whole tokenizer.
-
-    Beside a model's config.json, AutoTokenizer takes the class of that model family instead and gives other ids.
-    """
-    config = folder / "tokenizer_config.json"
-    if not (config.is_file() and (folder / "tokenizer.json").is_file()):
-        return False
-    kind = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
-    return kind in ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def check_tokenizer(tokenizer: Any, *, needs_eos: bool) -> None:
