@@ -14,11 +14,13 @@ from lightning.pytorch.strategies import Strategy
 from pl_prefopt.configurable import Configurable
 from pl_prefopt.datamodules import TokenizerBuilder
 from pl_prefopt.diffusion.timesteps import TimestepSampler, Weighting
+from pl_prefopt.judges import Judge
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import PolicyBuilder
 from pl_prefopt.references import Reference
+from pl_prefopt.rounds import PairRule
 
-PACKAGES = ("modules", "datamodules", "callbacks", "objectives", "policies", "references", "judges")
+PACKAGES = ("modules", "datamodules", "callbacks", "objectives", "policies", "references", "judges", "rounds")
 EXTRAS = {"Image": ("image", "diffusers")}
 """How the class names of a modality begin -> (extra, the package that tells whether it is installed)."""
 
@@ -37,6 +39,8 @@ FAMILIES: dict[str, type] = {
     "timesteps": TimestepSampler,
     "weighting": Weighting,
     "tokenizer": TokenizerBuilder,
+    "judge": Judge,
+    "rule": PairRule,
 }
 """Last part of a key -> base of the classes that it takes."""
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pl_prefopt.configurable import Configurable
 
+__all__ = ["AllPairs", "BestWorst", "PairRule", "ThresholdGap", "TruthAgainstWorst"]
+
 
 class PairRule(Configurable, ABC):
     """Turns scores into pairs. A chosen candidate always scores strictly higher than the rejected one."""

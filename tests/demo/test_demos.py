@@ -76,3 +76,18 @@ def _tags(run: Path) -> set[str]:
     board = EventAccumulator(str(run))
     found: dict[str, Any] = board.Reload().Tags()
     return {*found["scalars"], *found["images"], *found["tensors"]}
+
+
+def test_the_demo_of_rounds_reports_every_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PL_PREFOPT_CACHE", str(folder / "cache"))
+    small = [a for a in SMALL if "val_check_interval" not in a and "max_epochs" not in a]
+    main(["text-dno", *small, "--trainer.max_epochs=2", "--trainer.limit_train_batches=3"])
+    run = folder / "runs/demo/text-dno/lightning_logs/version_0"
+    history = json.loads((run / "report.json").read_text())
+    assert [h["step"] for h in history] == [0, 6]
+    assert history[1]["reward"] > history[0]["reward"]
+    assert {"rounds/score", "rounds/best", "rounds/pairs"} <= _tags(run)
+    for number in range(2):
+        assert (run / f"rounds/round-{number:03d}/pairs.jsonl").stat().st_size > 0
