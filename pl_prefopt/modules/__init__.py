@@ -9,10 +9,16 @@ from pl_prefopt._lazy import exports
 if TYPE_CHECKING:
     from pl_prefopt.modules.base import PreferenceModule
     from pl_prefopt.modules.image import ImagePreferenceModule
+    from pl_prefopt.modules.reward import RewardModule
     from pl_prefopt.modules.text import TextPreferenceModule
 
-_HOMES = {"ImagePreferenceModule": "image", "PreferenceModule": "base", "TextPreferenceModule": "text"}
+_HOMES = {
+    "ImagePreferenceModule": "image",
+    "PreferenceModule": "base",
+    "RewardModule": "reward",
+    "TextPreferenceModule": "text",
+}
 
-__all__ = ["ImagePreferenceModule", "PreferenceModule", "TextPreferenceModule"]
+__all__ = ["ImagePreferenceModule", "PreferenceModule", "RewardModule", "TextPreferenceModule"]
 
 __getattr__ = exports(__name__, _HOMES)

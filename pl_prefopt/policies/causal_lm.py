@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -37,6 +37,13 @@ class CausalLM(PolicyBuilder):
     Raises:
         ValueError: both or neither of `pretrained` and `config`, an unknown dtype, model type or adapter option.
     """
+
+    family: ClassVar[str] = "AutoModelForCausalLM"
+    """Class of transformers that builds the network."""
+    task: ClassVar[str] = "CAUSAL_LM"
+    """Its name in peft."""
+    settings: ClassVar[dict[str, Any]] = {}
+    """What its configuration must say."""
 
     def __init__(
         self,
@@ -95,9 +102,9 @@ class CausalLM(PolicyBuilder):
         return wrapped.train()
 
     def _from_config(self) -> PreTrainedModel:
-        from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+        from transformers import CONFIG_MAPPING, AutoConfig
 
-        options = dict(self.config or {})
+        options = {**(self.config or {}), **self.settings}
         kind = options.pop("model_type")
         if kind not in CONFIG_MAPPING:
             import difflib
@@ -105,18 +112,21 @@ class CausalLM(PolicyBuilder):
             near = difflib.get_close_matches(kind, list(CONFIG_MAPPING), 3)
             raise ValueError(f"model_type {kind!r} is unknown to transformers; nearest: {', '.join(near) or 'none'}")
         config = AutoConfig.for_model(kind, **options)
-        return AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype], attn_implementation=self.attention)
+        return self._auto().from_config(config, dtype=DTYPES[self.dtype], attn_implementation=self.attention)
+
+    def _auto(self) -> Any:
+        import transformers
+
+        return getattr(transformers, self.family)
 
     def _from_pretrained(self) -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM
-
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = dict(self.settings)
         if self.quantization is not None:
             from transformers import BitsAndBytesConfig
 
             extra["quantization_config"] = BitsAndBytesConfig(**self.quantization)
         assert self.pretrained is not None
-        return AutoModelForCausalLM.from_pretrained(
+        return self._auto().from_pretrained(
             self.pretrained,
             revision=self.revision or "main",
             dtype=DTYPES[self.dtype],
@@ -135,4 +145,4 @@ class CausalLM(PolicyBuilder):
             return network
         from peft import LoraConfig, get_peft_model
 
-        return get_peft_model(network, LoraConfig(**{"task_type": "CAUSAL_LM", **self.lora}))
+        return get_peft_model(network, LoraConfig(**{"task_type": self.task, **self.lora}))
