@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
@@ -70,3 +71,20 @@ def find_config(name: str) -> Path:
         if (base / name).is_file():
             return base / name
     raise ValueError(f"config {name!r} is neither in {Path.cwd()} nor in {ROOT}; run from a clone of the repository")
+
+
+class PipelineExport(pl.Callback):
+    """Write the whole diffusers pipeline around the trained denoiser, for a next stage to begin from.
+
+    Args:
+        path: folder, from the working directory.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it on one process."""
+        if trainer.is_global_zero:
+            module: Any = pl_module
+            module.policy_builder.pipeline(module.policy).save_pretrained(self.path)
