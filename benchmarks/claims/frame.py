@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
@@ -127,10 +128,21 @@ def load(name: str) -> Claim:
 
 
 def digest(name: str) -> str:
-    """Key of the code of a claim: its own file and what trains; results of other code are not used again."""
+    """Key of what runs: the claim's file without `CLAIM` (texts, effects, figure) and comments, and what trains."""
     files = [HERE / f"{n}.py" for n in (name, *SHARED)]
-    body = b"".join(f.read_bytes() for f in files if f.exists())
-    return hashlib.sha256(body).hexdigest()[:16]
+    body = "\n".join(ast.unparse(_running_part(ast.parse(f.read_text(encoding="utf-8")))) for f in files)
+    return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+def _running_part(tree: ast.Module) -> ast.Module:
+    described = {"CLAIM", "figure", "effects"}
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in described)
+        and not (isinstance(node, ast.FunctionDef) and node.name in described)
+    ]
+    return tree
 
 
 def result_file(folder: Path, name: str, seed: int) -> Path:

@@ -22,8 +22,11 @@ def work(name: str, seed: int, folder: Path) -> tuple[str, int, float]:
 
 def _one_thread() -> None:
     import logging
+    import os
     import warnings
 
+    os.environ["TQDM_DISABLE"] = "1"
+    import lightning.pytorch  # noqa: F401  sets the level of its logger when it is imported
     import torch
 
     torch.set_num_threads(1)

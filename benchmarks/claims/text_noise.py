@@ -25,8 +25,7 @@ def methods(flip: float) -> dict[str, tuple[Objective, bool]]:
     return {
         "DPO": (DPO(beta=BETA), False),
         "robust DPO": (RobustDPO(beta=BETA, label_smoothing=flip), False),
-        "ADPO, smooth": (ADPO(tau=1 / BETA, label=1 - flip), False),
-        "ADPO, true": (ADPO(tau=1 / BETA), True),
+        "ADPO": (ADPO(tau=1 / BETA), True),
     }
 
 
@@ -66,17 +65,15 @@ def figure(results: Sequence[Result]) -> Figure:
 
 
 def effects() -> tuple[Effect, ...]:
-    """Per share of flipped labels and method; label smoothing is reported only."""
+    """Per share of flipped labels and method; accuracy is reported only."""
     return tuple(
         Effect(f"{key} of {name} minus DPO, {flip:.0%} flipped", partial(gain, flip, name, key), low=low)
         for flip in FLIPS
         for name, key, low in (
             ("robust DPO", "reward", 0.0),
-            ("ADPO, true", "reward", 0.0),
-            ("ADPO, smooth", "reward", None),
+            ("ADPO", "reward", 0.0),
             ("robust DPO", "accuracy", None),
-            ("ADPO, true", "accuracy", None),
-            ("ADPO, smooth", "accuracy", None),
+            ("ADPO", "accuracy", None),
         )
     )
 
@@ -84,13 +81,13 @@ def effects() -> tuple[Effect, ...]:
 CLAIM = Claim(
     statement="When labels are flipped, ADPO with soft labels and robust DPO reach more reward than DPO",
     paper="ADPO: 2510.18913, unverified; robust DPO: Chowdhury et al. 2024, 2403.00409, unverified",
-    setup=f"3,000 pairs (temperature .5) of whose labels 20% or 40% are flipped; {STEPS} steps with beta {BETA} "
-    f"(ADPO: tau {1 / BETA:.2f}). Robust DPO knows the share. ADPO takes the true probability of every label, noise "
-    "included, as its soft target (true), or one minus the share for every pair (smooth, which is cDPO). Accuracy is "
-    "that of the implicit reward on noise-free pairs never trained on.",
+    setup=f"3,000 pairs (temperature .5) of whose labels 20% or 40% are flipped; {STEPS} steps with beta {BETA} (ADPO: "
+    f"tau {1 / BETA:.2f}). Robust DPO knows the share. ADPO takes the true probability of every label, noise included, "
+    "as its soft target. Accuracy is that of the implicit reward on noise-free pairs never trained on.",
     run=run,
     effects=effects(),
     figure=figure,
-    tried="ADPO with one target for all pairs has less reward than DPO at the same beta: it is label smoothing, which "
-    "holds the policy nearer to the start. The gain of ADPO is that of knowing how sure each label is.",
+    tried="ADPO with one target, one minus the share of flipped labels, for all pairs (which is cDPO) had less reward "
+    "than DPO at the same beta, by .38 at 20% and .21 at 40% with one seed: label smoothing holds the policy nearer to "
+    "the start. The gain of ADPO here is that of knowing how sure each label is.",
 )

@@ -115,7 +115,8 @@ def module(network: nn.Module, objective: Objective, **options: Any) -> TextPref
     """The library's module on this network itself; its reference is a copy of the network as it is now."""
     made = TextPreferenceModule(FromCallable(lambda: network), objective, **options)
     made.configure_model()
-    return made.train()
+    made.train()
+    return made
 
 
 def train(
