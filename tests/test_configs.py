@@ -13,7 +13,7 @@ from pl_prefopt.cli import PrefOptCLI, main
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
-OVERLAYS = sorted((ROOT / "configs/strategy").glob("*.yaml"))
+OVERLAYS = sorted(f for part in ("strategy", "callbacks") for f in (ROOT / "configs" / part).glob("*.yaml"))
 RUNS = [f for f in FILES if f not in OVERLAYS]
 BASE = ROOT / "configs/recipes/text/zephyr-7b-dpo.yaml"
 

@@ -10,14 +10,17 @@ import lightning.pytorch as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from torch.utils.data import DataLoader
 
 from pl_prefopt.callbacks import CHESFilter
+from pl_prefopt.cli import main
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
 from pl_prefopt.metrics.functional import ches_score
 from pl_prefopt.modules import TextPreferenceModule
 from tests.callbacks.test_reference_sync import trainer
-from tests.runs import write_pairs
+from tests.runs import ROOT, write_pairs
+from tests.test_cli import config
 from tests.tiny import tiny_lm
 
 
@@ -201,3 +204,14 @@ def test_a_second_fit_of_the_same_objects_trains_on_the_same_rows(tmp_path: Path
         module = Foreign()
         trainer(tmp_path, filtered, max_epochs=1).fit(module, datamodule=data)
         assert module.rows == 4
+
+
+def test_the_command_line_scores_without_training(tmp_path: Path) -> None:
+    values = config(tmp_path)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    overlay = str(ROOT / "configs/callbacks/ches-score.yaml")
+    cli = main(["fit", "--config", str(tmp_path / "mine.yaml"), "--config", overlay])
+    assert cli.trainer.global_step == 0
+    found = list(tmp_path.rglob("ches/scores.parquet"))
+    assert len(found) == 1
+    assert pq.read_table(found[0]).num_rows == 12
