@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -27,6 +28,39 @@ def test_every_function_and_file_in_the_index_exists() -> None:
         assert hasattr(losses, name)
     for path in re.findall(r"`((?:configs|tests)/[\w./-]+)`", PAGE + DEVIATIONS):
         assert (ROOT / path).exists(), path
+
+
+INDEX = PAGE.split("## Paper index")[1].split("## How they are tested")[0]
+ROWS = [[c.strip() for c in line.strip("|").split("|")] for line in INDEX.splitlines() if line.startswith("| ")][1:]
+AXES = ("data", "framework", "constraint", "property")
+
+
+def resolve(dotted: str) -> object:
+    """What `pl_prefopt.<dotted>` names: a module first, then an attribute of it."""
+    module, _, name = f"pl_prefopt.{dotted}".rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[r[0] for r in ROWS])
+def test_what_the_paper_index_names_exists(row: list[str]) -> None:
+    paper, _, functions, classes, configs, shown, axes = row
+    names = re.findall(r"`([\w.]+)`", f"{functions} {classes}")
+    assert names, paper
+    assert all(callable(resolve(name)) for name in names)
+    assert "`configs/" in configs or "config" in configs
+    for path in re.findall(r"`((?:configs|benchmarks|pl_prefopt)/[\w./-]+)`", f"{configs} {shown}"):
+        assert (ROOT / path).is_file(), path
+    for objective in re.findall(r"`objective: (\w+)`", configs):
+        assert f"objectives.{objective}" in classes
+    assert all(part.split(":")[0].strip() in AXES for part in axes.split(";")), axes
+    assert re.search(r"\d{4}\.\d{5}", paper)
+
+
+def test_the_paper_index_holds_every_claim_and_every_text_demo() -> None:
+    scripts = {p.name for p in (ROOT / "benchmarks" / "claims").glob("text_*.py")}
+    assert scripts == set(re.findall(r"`benchmarks/claims/(text_\w+\.py)`", INDEX))
+    demos = {p.name for p in (ROOT / "configs" / "demo").glob("text-*.yaml")}
+    assert demos == set(re.findall(r"`configs/demo/(text-[\w-]+\.yaml)`", INDEX))
 
 
 def test_every_test_that_the_deviations_name_exists() -> None:
