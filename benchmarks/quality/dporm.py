@@ -1,0 +1,113 @@
+"""Implicit against explicit reward on real pairs, in and out of distribution (protocol of Lin et al. 2024, 2409.03650).
+
+    python -m benchmarks.quality.dporm --seeds 5
+
+The same SFT weights and the same film-review pairs, once DPO (accuracy of r_w > r_l), once a Bradley-Terry head
+(accuracy of s_w > s_l); `pl-prefopt test` on held-out film reviews and on product reviews. Runs
+configs/examples/film-*.yaml as they are, with another seed for weights and data order each time. Writes the table and
+its numbers. (The protocol is known from summaries: its details are unverified.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from scipy import stats
+
+from pl_prefopt.cli import main as cli
+
+EXAMPLES = Path("configs/examples")
+DATA = Path("../shared/data/text")
+REWARDS = {"implicit (DPO)": "film-dpo", "explicit (Bradley-Terry)": "film-reward"}
+SETS = {"film": "film reviews, in distribution", "product": "product reviews, out of distribution"}
+
+Result = dict[str, dict[str, float]]
+
+
+def run(seed: int, folder: Path, *options: str) -> Result:
+    """SFT, then both rewards from its weights, each tested on both sets.
+
+    Args:
+        seed: of weights and data order.
+        folder: for the stages' files.
+        options: further command-line arguments of every stage.
+
+    Returns:
+        Reward -> set -> accuracy, ties one half.
+    """
+    common = [
+        f"--seed_everything={seed}",
+        f"--data.init_args.seed={seed}",
+        f"--model.init_args.seed={seed}",
+        f"--model.init_args.policy.init_args.seed={seed}",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        "--trainer.logger=false",
+        f"--trainer.default_root_dir={folder}",
+        *options,
+    ]
+    export = f"--trainer.callbacks.init_args.path={folder}/sft"
+    cli(["fit", "--config", str(EXAMPLES / "film-sft.yaml"), *common, export])
+    stage = [f"--model.init_args.policy.init_args.pretrained={folder}/sft", f"--data.init_args.tokenizer={folder}/sft"]
+    out: Result = {}
+    for name, config in REWARDS.items():
+        done = cli(["fit", "--config", str(EXAMPLES / f"{config}.yaml"), *common, *stage])
+        path = done.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
+        again = cli(["test", "--config", str(EXAMPLES / f"{config}.yaml"), *common, *stage, f"--ckpt_path={path}"])
+        found = again.trainer.callback_metrics
+        out[name] = {kind: float(found[f"test/{kind}/accuracy"]) for kind in SETS}
+    return out
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half of the 95% interval (Student t); the half is infinite for one value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, float("inf")
+    width = float(stats.t.ppf(0.975, len(values) - 1))
+    return mean, width * statistics.stdev(values) / len(values) ** 0.5
+
+
+def table(results: Sequence[Result]) -> str:
+    """The 2x2 table and the gap, explicit minus implicit, paired by seed."""
+    lines = [f"| accuracy, {len(results)} seeds | " + " | ".join(SETS.values()) + " |", "|---|---|---|"]
+    rows = {name: [[r[name][kind] for r in results] for kind in SETS] for name in REWARDS}
+    implicit, explicit = rows.values()
+    rows["gap, explicit - implicit"] = [
+        [b - a for a, b in zip(one, two, strict=True)] for one, two in zip(implicit, explicit, strict=True)
+    ]
+    for name, cells in rows.items():
+        shown = (f"{mean:+.3f} ± {half:.3f}" if "gap" in name else f"{mean:.3f} ± {half:.3f}"
+                 for mean, half in map(interval, cells))  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Train, test, print the table with 95% intervals (Student t), write dporm.md and dporm.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/dporm"))
+    chosen, rest = parser.parse_known_args(args)
+    if not DATA.is_dir():
+        raise SystemExit(f"{DATA} is not there; the pairs are not part of this repository (see docs/data.md)")
+    torch.set_num_threads(1)
+    results: list[Result] = []
+    for seed in range(chosen.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            results.append(run(seed, Path(folder), *rest))
+        print(f"seed {seed}: {results[-1]}", flush=True)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    (chosen.out / "dporm.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (chosen.out / "dporm.md").write_text(table(results), encoding="utf-8")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
