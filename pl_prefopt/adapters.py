@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 REFERENCE = "reference"
+ADAPTER_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 
 
 def adapter_layers(network: nn.Module) -> list[Any]:
@@ -112,24 +114,23 @@ def add_adapter_copy(network: nn.Module, source: str, name: str) -> None:
 
 
 def combine_adapters(paths: Sequence[str | Path], weights: Sequence[float], out: str | Path) -> Path:
-    """Write the linear combination sum_i weights_i * adapter_i of peft adapters: COFS-DPO's theta (2406.05534).
+    """Write the linear combination sum_i weights_i * adapter_i: COFS-DPO's theta (2406.05534).
 
     theta = lambda F_1 + (1 - lambda) F_2 acts on the adapter parameters themselves, as in the paper's abstract; the
-    choice of lambda on a memory of earlier data is up to the caller.
+    choice of lambda on a memory of earlier data is up to the caller (`pl_prefopt.cofs`).
 
     Args:
-        paths: folders with adapter_config.json and adapter_model.safetensors, at least one.
+        paths: folders with an adapter of peft (adapter_config.json, adapter_model.safetensors) or of diffusers
+            (pytorch_lora_weights.safetensors), at least one, all of one format.
         weights: one finite number per path.
-        out: folder to write; created when absent.
+        out: folder to write, in the same format; created when absent.
 
     Returns:
-        The folder written, loadable by peft.
+        The folder written.
 
     Raises:
         ValueError: counts that differ, weights that are not finite, adapters of different shape or configuration.
     """
-    import json
-
     from safetensors.torch import load_file, save_file
 
     folders = [Path(p) for p in paths]
@@ -137,27 +138,50 @@ def combine_adapters(paths: Sequence[str | Path], weights: Sequence[float], out:
         raise ValueError(f"paths and weights must be equally many and not empty, got {len(folders)} and {len(weights)}")
     if not all(torch.isfinite(torch.tensor(float(w))) for w in weights):
         raise ValueError(f"weights must be finite, got {list(weights)}")
-    for folder in folders:
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise ValueError(f"{folder} holds no adapter_model.safetensors; give the folder that AdapterExport wrote")
-    configs = [json.loads((f / "adapter_config.json").read_text()) for f in folders]
+    files = [_adapter_file(folder) for folder in folders]
+    settings = [_settings(file) for file in files]
     for key in ("peft_type", "r", "lora_alpha", "target_modules", "use_rslora"):
-        seen = [_comparable(c.get(key)) for c in configs]
+        seen = [_comparable(found, key) for found in settings]
         if any(s != seen[0] for s in seen):
             raise ValueError(f"adapters differ in {key}: {seen}; only adapters of one configuration can be combined")
-    states = [load_file(f / "adapter_model.safetensors") for f in folders]
+    states = [load_file(file) for file in files]
     _same_layout(states, folders)
     mixed = {k: sum(w * s[k].float() for w, s in zip(weights, states, strict=True)) for k in states[0]}
     target = Path(out)
     target.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {k: torch.as_tensor(v).to(states[0][k].dtype) for k, v in mixed.items()}
-    save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
-    (target / "adapter_config.json").write_text(json.dumps(configs[0], indent=2))
+    save_file(tensors, target / files[0].name, metadata=_metadata(files[0]) or {"format": "pt"})
+    if (config := folders[0] / "adapter_config.json").is_file():
+        (target / config.name).write_bytes(config.read_bytes())
     return target
 
 
-def _comparable(value: Any) -> Any:
-    return sorted(value) if isinstance(value, list) else value
+def _adapter_file(folder: Path) -> Path:
+    for name in ADAPTER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"{folder} holds no {' or '.join(ADAPTER_FILES)}; give the folder that AdapterExport wrote")
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return opened.metadata() or {}
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """Configuration of an adapter: beside it (peft), or in the header of its file (diffusers)."""
+    beside = file.parent / "adapter_config.json"
+    if file.name == ADAPTER_FILES[0] and beside.is_file():
+        return json.loads(beside.read_text())
+    return json.loads(_metadata(file).get("lora_adapter_metadata", "{}"))
+
+
+def _comparable(settings: Mapping[str, Any], name: str) -> list[Any]:
+    """The values of `name`; diffusers puts that of each network under "<network>.<name>"."""
+    found = [v for k, v in sorted(settings.items()) if k.split(".")[-1] == name]
+    return [sorted(v) if isinstance(v, list) else v for v in found]
 
 
 def _same_layout(states: Sequence[Mapping[str, Tensor]], folders: Sequence[Path]) -> None:

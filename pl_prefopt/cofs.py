@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pl_prefopt.adapters import combine_adapters
+import torch
+from torch import Tensor, nn
+
+from pl_prefopt.adapters import adapter_names, adapter_parameters, combine_adapters
+from pl_prefopt.losses import dpo_loss
 
 
 def mix_on_memory(
@@ -21,7 +26,7 @@ def mix_on_memory(
     Args:
         first: folder of the adapter of the earlier domain, as AdapterExport writes it.
         second: folder of the adapter of the later domain.
-        out: folder to write, loadable by peft.
+        out: folder to write, in the format of the two.
         loss: called with the folder of a candidate, returns its loss on the memory; lower is better.
         steps: points of the grid over [0, 1], >= 2.
 
@@ -31,16 +36,103 @@ def mix_on_memory(
     Raises:
         ValueError: fewer than two points, a loss that is not finite, adapters that do not fit together.
     """
+    first, second = Path(first), Path(second)
+    with tempfile.TemporaryDirectory() as tmp:
+
+        def measure(weight: float) -> float:
+            return loss(combine_adapters([first, second], [weight, 1 - weight], Path(tmp) / repr(weight)))
+
+        best, losses = _search(measure, steps)
+        shutil.copytree(Path(tmp) / repr(best), out, dirs_exist_ok=True)
+    return best, losses
+
+
+def mix_in_place(
+    policy: nn.Module,
+    first: Mapping[str, Tensor],
+    second: Mapping[str, Tensor],
+    loss: Callable[[], float],
+    *,
+    steps: int = 11,
+    adapter: str = "default",
+) -> tuple[float, dict[float, float]]:
+    """Put lambda * first + (1 - lambda) * second into a network of any modality; the rest as `mix_on_memory`.
+
+    Args:
+        policy: carries the adapter; holds the chosen mixture afterwards.
+        first: values of the earlier domain's adapter, from `adapter_values`.
+        second: values of the later domain's.
+        loss: called while `policy` holds a candidate, returns its loss on the memory, as `memory_loss` makes it.
+        steps: points of the grid over [0, 1], >= 2.
+        adapter: name of the adapter in `policy`.
+    """
+    own = adapter_parameters(policy, adapter)
+    for name, values in (("first", first), ("second", second)):
+        if values.keys() != own.keys() or any(values[k].shape != p.shape for k, p in own.items()):
+            odd = sorted(values.keys() ^ own.keys())[:3] or "tensors of another shape"
+            raise ValueError(
+                f"{name} does not fit adapter {adapter!r} of the policy: {odd}; take adapter_values(policy)"
+            )
+
+    @torch.no_grad()
+    def put(weight: float) -> None:
+        for key, p in own.items():
+            p.copy_(weight * first[key].to(p) + (1 - weight) * second[key].to(p))
+
+    def measure(weight: float) -> float:
+        put(weight)
+        return loss()
+
+    best, losses = _search(measure, steps)
+    put(best)
+    return best, losses
+
+
+def adapter_values(policy: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
+    """Copy the values of an adapter."""
+    values = {k: p.detach().clone() for k, p in adapter_parameters(policy, adapter).items()}
+    if not values:
+        raise ValueError(
+            f"the policy has no adapter named {adapter!r}; found {sorted(adapter_names(policy)) or 'none'}"
+        )
+    return values
+
+
+def memory_loss(module: Any, batches: Sequence[Any], *, beta: float = 0.1) -> Callable[[], float]:
+    """Return a function that gives the mean loss of a module's pairs on the batches of a memory, in eval mode.
+
+    Args:
+        module: has `policy`, and `pair_losses(batch)` or `pair_logratios(batch)` (DPO then).
+        batches: of the memory, at least one.
+        beta: of DPO.
+
+    Raises:
+        ValueError: an empty memory.
+    """
+    if not batches:
+        raise ValueError("batches must hold at least one batch of the memory")
+
+    @torch.no_grad()
+    def loss() -> float:
+        training = module.policy.training
+        module.policy.eval()
+        rows = [
+            module.pair_losses(b) if hasattr(module, "pair_losses") else dpo_loss(*module.pair_logratios(b), beta=beta)
+            for b in batches
+        ]
+        module.policy.train(training)
+        return float(torch.cat(rows).double().mean())
+
+    return loss
+
+
+def _search(measure: Callable[[float], float], steps: int) -> tuple[float, dict[float, float]]:
+    """Smallest of the best points of the grid, and all losses."""
     if steps < 2:
         raise ValueError(f"steps must be >= 2, got {steps}")
     losses: dict[float, float] = {}
-    with tempfile.TemporaryDirectory() as tmp:
-        for i in range(steps):
-            weight = i / (steps - 1)
-            folder = combine_adapters([first, second], [weight, 1 - weight], Path(tmp) / str(i))
-            losses[weight] = float(loss(folder))
-            if not math.isfinite(losses[weight]):
-                raise ValueError(f"loss must be finite, got {losses[weight]} at lambda {weight:.3g}")
-        best = min(losses, key=lambda weight: losses[weight])
-        shutil.copytree(Path(tmp) / str(list(losses).index(best)), out, dirs_exist_ok=True)
-    return best, losses
+    for weight in (i / (steps - 1) for i in range(steps)):
+        losses[weight] = float(measure(weight))
+        if not math.isfinite(losses[weight]):
+            raise ValueError(f"loss must be finite, got {losses[weight]} at lambda {weight:.3g}")
+    return min(losses, key=lambda weight: losses[weight]), losses

@@ -104,5 +104,5 @@ def test_bad_weights_are_refused(tmp_path: Path, weights: list[float], message: 
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no adapter_model\.safetensors"):
+    with pytest.raises(ValueError, match=r"holds no adapter_model\.safetensors or pytorch_lora"):
         combine_adapters([tmp_path], [1.0], tmp_path / "mix")

@@ -1,4 +1,4 @@
-"""OFS-DPO: gradients of the definition, two learning rates in one optimizer, roles, resume, DDP, a foreign module."""
+"""OFS-DPO: gradients of the definition, two learning rates in one optimizer, roles, resume, a foreign module."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pl_prefopt.adapters import adapter_active, adapter_parameters
 from pl_prefopt.callbacks import AdapterExport, FastSlowLoRA
-from pl_prefopt.cofs import mix_on_memory
 from pl_prefopt.modules import TextPreferenceModule
 from tests.callbacks.test_adapter_export import data
 from tests.callbacks.test_reference_sync import trainer
-from tests.tiny import nudge, tiny_lm
+from tests.tiny import tiny_lm
 
 LR = 0.5
 
@@ -173,34 +172,6 @@ def test_the_module_gets_its_own_step_back(tmp_path: Path) -> None:
     trainer(tmp_path, FastSlowLoRA(), max_steps=1).fit(module, loader())
     assert "training_step" not in vars(module)
     trainer(tmp_path, FastSlowLoRA(), max_steps=1).fit(module, loader())
-
-
-def test_mixing_on_a_memory_takes_the_best_of_the_grid(tmp_path: Path) -> None:
-    for name, seed in (("a", 1), ("b", 2)):
-        network: Any = tiny_lm(lora=True)()
-        nudge(network, seed=seed)
-        network.save_pretrained(tmp_path / name)
-    target = {k: 0.3 * v for k, v in loaded_adapter(tmp_path / "a").items()}
-    for key, value in loaded_adapter(tmp_path / "b").items():
-        target[key] = target[key] + 0.7 * value
-
-    def loss(folder: Path) -> float:
-        return sum(float((v - target[k]).square().sum()) for k, v in loaded_adapter(folder).items())
-
-    best, losses = mix_on_memory(tmp_path / "a", tmp_path / "b", tmp_path / "mix", loss)
-    assert best == pytest.approx(0.3)
-    assert len(losses) == 11
-    assert loss(tmp_path / "mix") < 1e-9
-    with pytest.raises(ValueError, match="steps"):
-        mix_on_memory(tmp_path / "a", tmp_path / "b", tmp_path / "mix", loss, steps=1)
-    with pytest.raises(ValueError, match="finite"):
-        mix_on_memory(tmp_path / "a", tmp_path / "b", tmp_path / "mix", lambda _: float("nan"))
-
-
-def loaded_adapter(folder: Path) -> dict[str, torch.Tensor]:
-    base: Any = tiny_lm()()
-    network = PeftModel.from_pretrained(base, folder)
-    return {k: v.detach() for k, v in adapter_parameters(network, "default").items()}
 
 
 @pytest.mark.parametrize(
