@@ -49,7 +49,6 @@ def run(seed: int, folder: Path, *options: str) -> Result:
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
         "--trainer.logger=false",
-        f"--trainer.default_root_dir={folder}",
         *options,
     ]
     export = f"--trainer.callbacks.init_args.path={folder}/sft"
@@ -57,9 +56,11 @@ def run(seed: int, folder: Path, *options: str) -> Result:
     stage = [f"--model.init_args.policy.init_args.pretrained={folder}/sft", f"--data.init_args.tokenizer={folder}/sft"]
     out: Result = {}
     for name, config in REWARDS.items():
-        done = cli(["fit", "--config", str(EXAMPLES / f"{config}.yaml"), *common, *stage])
+        chosen = ["--config", str(EXAMPLES / f"{config}.yaml"), *common, *stage]
+        chosen.append(f"--trainer.default_root_dir={folder}/{config}")
+        done = cli(["fit", *chosen])
         path = done.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]
-        again = cli(["test", "--config", str(EXAMPLES / f"{config}.yaml"), *common, *stage, f"--ckpt_path={path}"])
+        again = cli(["test", *chosen, f"--ckpt_path={path}"])
         found = again.trainer.callback_metrics
         out[name] = {kind: float(found[f"test/{kind}/accuracy"]) for kind in SETS}
     return out
