@@ -205,10 +205,14 @@ class PreferenceRounds(pl.Callback):
         self._report(trainer, scores, own)
 
     def _sampled(self, trainer: pl.Trainer, module: Any, data: Any, number: int) -> list[Row]:
-        """Prompts of the round with samples and scores; this rank makes its share of the missing pieces."""
+        """Prompts of the round with samples and scores; this rank makes its share of the missing pieces.
+
+        A policy that is sharded over ranks needs all of them for every sample, so all make the same ones.
+        """
         conditions = self._prompts(data.conditions("train"), number)
         files = RoundFiles(Path(str(self._root)), number, self._key(module, number), conditions, self.piece)
-        todo = files.missing(trainer.global_rank, trainer.world_size)
+        sharded = getattr(module, "device_mesh", None) is not None
+        todo = files.missing() if sharded else files.missing(trainer.global_rank, trainer.world_size)
         with evaluating(module), torch.no_grad():
             for index in progress(todo, files.pieces, f"round {number}: samples", hidden=not trainer.is_global_zero):
                 self._make_piece(files, index, module, data)
@@ -219,7 +223,8 @@ class PreferenceRounds(pl.Callback):
         """Sample and judge the prompts of a piece, and keep what came of it."""
         conditions = files.pieces[index]
         seed = derive_seed(self.seed, "round", files.number, index)
-        drawn = module.sample(conditions, self.candidates, seed, **self.sampling)
+        with self._trainer.precision_plugin.forward_context():
+            drawn = module.sample(conditions, self.candidates, seed, **self.sampling)
         candidates = [list(row) for row in drawn]
         if self.truth:
             candidates = [[*row, t] for row, t in zip(candidates, data.truths(conditions), strict=True)]
