@@ -34,7 +34,7 @@ def reward_kl_figure(history: Sequence[Mapping[str, float]], best: Sequence[tupl
         history: rows with step, reward and kl, in order.
         best: (KL, reward) of the optimal policies.
     """
-    figure, axes = _canvas(1, 1, (6.4, 4.4))
+    figure, axes = canvas(1, 1, (6.4, 4.4))
     ax = axes[0]
     kls, rewards = [h["kl"] for h in history], [h["reward"] for h in history]
     right = max(max(kls) * 1.25, 0.5)
@@ -54,7 +54,7 @@ def reward_kl_figure(history: Sequence[Mapping[str, float]], best: Sequence[tupl
 def curves_figure(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> Figure:
     """Entries of a history, names of `PANELS`, against the optimizer step, in two rows."""
     columns = (len(names) + 1) // 2
-    figure, axes = _canvas(2, columns, (4.2 * columns, 5.6))
+    figure, axes = canvas(2, columns, (4.2 * columns, 5.6))
     for spare in axes[len(names) :]:
         spare.remove()
     for ax, name in zip(axes, names, strict=False):
@@ -80,7 +80,7 @@ def front_figure(points: Mapping[str, Sequence[Mapping[str, float]]], pair: tupl
         points: method -> measures, in the order of the weights; "best possible" is drawn as a soft curve.
         pair: entries of the measures, names of `PANELS`.
     """
-    figure, axes = _canvas(1, 1, (6.4, 4.8))
+    figure, axes = canvas(1, 1, (6.4, 4.8))
     ax = axes[0]
     colors = iter((INK, "#7b5ea7", "#3a8f5d", ACCENT, WARM, "#b0872d"))
     for label, rows in points.items():
@@ -98,7 +98,8 @@ def front_figure(points: Mapping[str, Sequence[Mapping[str, float]]], pair: tupl
     return figure
 
 
-def _canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def canvas(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """Figure of `size` inches and its panels, row by row."""
     figure = Figure(figsize=size, dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(rows, columns, squeeze=False)
