@@ -118,8 +118,10 @@ class SelfPlayRounds(pl.Callback):
         """Leave the best weights in the policy."""
         if self.best:
             self._restore(pl_module)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self.history:
             write_json(self._root / "fid.json", self.history)
+            first = self.history[0]["fid"]
+            rank_zero_info(f"FID {first:.4g} before, {self.best['fid']:.4g} at step {self.best['step']}, which is kept")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Be asked no more."""

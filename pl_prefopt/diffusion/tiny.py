@@ -163,6 +163,13 @@ TINY: dict[str, dict[str, Any]] = {
         "text_encoder": _SHAPES_TEXT,
         "scheduler": _DDPM,
     },
+    "shapes-pixel": {
+        "pipeline": "StableDiffusionPipeline",
+        "unet": {**_SHAPES_UNET, "sample_size": 16, "in_channels": 3, "out_channels": 3},
+        "vae": None,
+        "text_encoder": _SHAPES_TEXT,
+        "scheduler": _DDPM,
+    },
     "shapes-xl": {
         "pipeline": "StableDiffusionXLPipeline",
         "unet": {

@@ -34,7 +34,8 @@ def module(lora: bool = False, moved: bool = False, text_drop: float = 0.5, **op
         trained = lora and name.startswith("head")  # adapters learn nothing beside a head that still gives zero
         if trained or (moved and parameter.requires_grad and "modulation" not in name):
             parameter.data += 0.1 * torch.randn_like(parameter)
-    return made.train()
+    made.train()
+    return made
 
 
 @pytest.mark.parametrize("lora", [False, True])
