@@ -34,7 +34,6 @@ def test_it_is_bradley_terry_on_the_outputs_of_the_classifier(config: dict[str, 
     scores = []
     for row in rows:
         for ids in row["completion_ids"]:
-            module.policy.config.pad_token_id = 0
             output = module.policy(input_ids=torch.tensor([row["prompt_ids"] + ids])).logits
             assert output.shape == (1, 1)
             scores.append(output.item())
