@@ -121,6 +121,12 @@ class CHESFilter(pl.Callback):
         self._kept, self._digest = state_dict["kept"], state_dict["digest"]
 
     def _choose(self, scores: np.ndarray) -> list[int]:
+        if not np.isfinite(scores).all():
+            odd = np.flatnonzero(~np.isfinite(scores))
+            raise ValueError(
+                f"the CHES score of {len(odd)} training pairs is not finite (rows {odd[:5].tolist()}); look at "
+                "them, or use another precision"
+            )
         order = np.argsort(scores, kind="stable")
         if self.threshold is not None:
             kept = np.flatnonzero(scores < self.threshold)

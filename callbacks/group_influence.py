@@ -110,6 +110,13 @@ class GroupInfluenceMixture(pl.Callback):
         if self._schedule_state is not None:
             self._data.schedule.load_state_dict(self._schedule_state)
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give a loader that was made anew the weights of the last one."""
+        data = find_sources(trainer.train_dataloader)
+        if self._data is not None and data.schedule is not self._data.schedule:
+            data.schedule.load_state_dict(self._data.schedule.state_dict())
+            self._data = data
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

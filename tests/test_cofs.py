@@ -59,8 +59,8 @@ def test_adapters_of_diffusers_are_combined_with_their_alpha(tmp_path: Path) -> 
     first, second, mixed = (adapter_values(n) for n in networks)
     for key, value in mixed.items():
         torch.testing.assert_close(value, 0.25 * first[key] + 0.75 * second[key], rtol=0, atol=1e-6)
-    configs: list[Any] = [n.peft_config["default"] for n in networks]
-    assert configs[2].lora_alpha == configs[0].lora_alpha == 7
+    read: list[Any] = networks
+    assert [n.peft_config["default"].lora_alpha for n in read] == [7, 7, 7]
     with pytest.raises(ValueError, match=r"differ in lora_alpha: \[\[7\], \[3\]\]"):
         combine_adapters([a, diffusion(tmp_path / "c", 3, alpha=3)], [0.5, 0.5], tmp_path / "no")
 
@@ -74,10 +74,9 @@ def domains() -> tuple[Denoiser, dict[str, Any], dict[str, torch.Tensor], dict[s
     own = adapter_parameters(module.policy, "default")
     loss = dpo_loss(*module.pair_logratios(memory), beta=1.0).mean()
     slopes = torch.autograd.grad(loss, list(own.values()))
-    moved = [
-        {k: v - rate * g for (k, v), g in zip(start.items(), slopes, strict=True)} for rate in (0.4, -0.4)
-    ]  # fmt: skip
-    return module, memory, *moved
+    slope = dict(zip(start, slopes, strict=True))
+    first, second = ({k: v - rate * slope[k] for k, v in start.items()} for rate in (0.4, -0.4))
+    return module, memory, first, second
 
 
 def test_a_running_network_ends_with_the_best_mixture() -> None:

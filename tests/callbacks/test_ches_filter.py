@@ -161,6 +161,13 @@ def test_a_filter_that_keeps_nothing_says_what_the_scores_are(tmp_path: Path) ->
         )
 
 
+def test_scores_that_are_not_finite_are_told_by_row(tmp_path: Path) -> None:
+    data = Vectors()
+    data.datasets["train"][7][0][:] = float("inf")
+    with pytest.raises(ValueError, match=r"score of 1 training pairs is not finite \(rows \[7\]\)"):
+        trainer(tmp_path, CHESFilter(rank=4, path=str(tmp_path)), max_steps=1).fit(Foreign(), datamodule=data)
+
+
 def test_what_a_module_or_datamodule_lacks_is_named(tmp_path: Path) -> None:
     class Bare(Foreign):
         pair_hidden_states = None  # type: ignore[assignment]

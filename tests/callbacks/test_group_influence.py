@@ -13,8 +13,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pl_prefopt.callbacks import GroupInfluenceMixture
 from pl_prefopt.callbacks._influence_probe import Probe, find_sources, quiet
+from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
+from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.sources import SourceSampler
+from tests.callbacks.everywhere import Denoiser, Pictures
 from tests.callbacks.test_reference_sync import trainer
+from tests.runs import write_pairs
+from tests.tiny import tiny_lm
 
 SOURCES = {"useful": range(0, 32), "noise": range(32, 64), "harmful": range(64, 96)}
 
@@ -132,6 +137,52 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GroupInfluenceMixture(**options)
+
+
+def test_loaders_that_are_made_anew_keep_the_weights(tmp_path: Path) -> None:
+    ends = []
+    for every in (0, 1):
+        module = Denoiser(lora=True)
+        callback = GroupInfluenceMixture(every_n_steps=3, rows=8, entropy=0.3)
+        run = trainer(tmp_path, callback, max_epochs=3, reload_dataloaders_every_n_epochs=every)
+        run.fit(module, datamodule=Pictures(sources=True))
+        ends.append((callback.history, module.policy.state_dict()))
+    assert ends[0][0] == ends[1][0]
+    assert all(torch.equal(value, ends[1][1][key]) for key, value in ends[0][1].items())
+
+
+def text_sources(folder: Path, flipped: list[dict[str, Any]]) -> TextPreferenceDataModule:
+    """Two sources, the second with these rows; validation is like the first."""
+    write_pairs(folder / "rated.jsonl", 24)
+    (folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in flipped))
+    return TextPreferenceDataModule(
+        train={"rated": str(folder / "rated.jsonl"), "other": str(folder / "other.jsonl")},
+        val=write_pairs(folder / "val.jsonl", 16), tokenizer=TrainedTokenizer(vocab_size=60, kind="word"),
+        batch_size=8, cache_dir=str(folder / "cache"),
+    )  # fmt: skip
+
+
+def test_flipped_labels_lose_their_weight(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "same.jsonl", 24)
+    rows = [json.loads(line) for line in (tmp_path / "same.jsonl").read_text().splitlines()]
+    data = text_sources(tmp_path, [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows])
+    module = TextPreferenceModule(tiny_lm(), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
+    callback = GroupInfluenceMixture(every_n_steps=2, rows=24, entropy=0.3)
+    trainer(tmp_path, callback, max_steps=6).fit(module, datamodule=data)
+    assert [h["step"] for h in callback.history] == [2, 4, 6]
+    assert all(h["weights"]["rated"] > 0.8 for h in callback.history)
+    assert all(rated > 0 > other for h in callback.history for rated, other in h["influence"])
+    drawn = data.train_dataloader().plan.schedule
+    assert drawn.weights.tolist() == pytest.approx([0.5, 0.5]), "a new loader begins anew"
+
+
+def test_a_source_without_rows_is_named_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="other"):
+        trainer(tmp_path, GroupInfluenceMixture(), max_steps=1).fit(
+            TextPreferenceModule(tiny_lm()), datamodule=text_sources(tmp_path, [])
+        )
+    with pytest.raises(ValueError, match=r"each with rows; got \['a', 'b'\], empty: \['b'\]"):
+        SourceSampler({"a": [0, 1], "b": []})
 
 
 def test_a_surrogate_that_is_not_installed_is_named_before_training(
