@@ -116,5 +116,8 @@ CLAIM = Claim(
         Effect("lambda, share of the first adapter", lambda r: r["lambda"]),
     ),
     figure=figure,
+    tried="A first version had sentiment as the reward of both domains, on topics with nearly opposite words: the "
+    "model told them apart by the prompt, forgot .09 only, and COFS changed nothing on the first domain (one seed). "
+    "In one of five seeds the run in turn failed on the second domain (its texts became longer).",
     cost=2.0,
 )

@@ -73,6 +73,7 @@ class Claim:
         figure: results of all seeds -> picture.
         tried: what else was tried and how it came out; for a claim that does not show, why that may be.
         cost: relative cost of one seed, so that the longest run first.
+        seeds: how many, where the effect needs more than five to be told.
     """
 
     statement: str
@@ -83,6 +84,7 @@ class Claim:
     figure: Callable[[Sequence[Result]], Figure]
     tried: str = ""
     cost: float = 1.0
+    seeds: int = 5
 
 
 @dataclass(frozen=True)

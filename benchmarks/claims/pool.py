@@ -34,9 +34,13 @@ def _one_thread() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
-def run_missing(names: Sequence[str], seeds: int, folder: Path, processes: int = 2) -> Iterator[tuple[str, int, float]]:
+def run_missing(
+    names: Sequence[str], seeds: int | None, folder: Path, processes: int = 2
+) -> Iterator[tuple[str, int, float]]:
     """Run what has no result of the present code yet, the costly claims first."""
-    todo = [(n, s) for n in names for s in range(seeds) if frame.read_result(folder, n, s) is None]
+    todo = [
+        (n, s) for n in names for s in range(seeds or frame.load(n).seeds) if frame.read_result(folder, n, s) is None
+    ]
     todo.sort(key=lambda job: (-frame.load(job[0]).cost, job[1]))
     with ProcessPoolExecutor(processes, get_context("spawn"), _one_thread) as pool:
         jobs = [pool.submit(work, name, seed, folder) for name, seed in todo]

@@ -68,4 +68,7 @@ CLAIM = Claim(
         Effect("DPO's length minus the start's, words", lambda r: r["ends"][0]["length"] - r["start"]["length"]),
     ),
     figure=figure,
+    tried="With five seeds alpha 0 was shorter in each (9 to 22%), but the interval of the mean, 7.9 to 21.8%, reached "
+    "below 10%, so the number of seeds was doubled; nothing else was changed. Alpha .5 shortens little here.",
+    seeds=10,
 )
