@@ -88,10 +88,10 @@ def main(args: list[str] | None = None) -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     found = front(chosen.out / "runs", chosen.weights, *rest)
     world = SentimentWorld()
-    found["best possible"] = best_front(world, data_enumeration(world, tuple(TOPICS)), [i / 20 for i in range(21)])
+    found["optimum"] = best_front(world, data_enumeration(world, tuple(TOPICS)), [i / 20 for i in range(21)])
     (chosen.out / "pareto.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     front_figure(found, PAIR).savefig(chosen.out / "pareto.png")
     for label, rows in found.items():
-        for row in rows if label != "best possible" else ():
+        for row in rows if label != "optimum" else ():
             print(f"{label:18} " + "  ".join(f"{name} {row[name]:+.3f}" for name in (*PAIR, "kl")))
     print(f"picture and numbers: {chosen.out}")

@@ -77,7 +77,7 @@ def front_figure(points: Mapping[str, Sequence[Mapping[str, float]]], pair: tupl
     """Two expected rewards against each other: a curve for every method with several weights, a dot for the others.
 
     Args:
-        points: method -> measures, in the order of the weights; "best possible" is drawn as a soft curve.
+        points: method -> measures, in the order of the weights; "optimum" is drawn as a soft curve.
         pair: entries of the measures, names of `PANELS`.
     """
     figure, axes = canvas(1, 1, (6.4, 4.8))
@@ -85,7 +85,7 @@ def front_figure(points: Mapping[str, Sequence[Mapping[str, float]]], pair: tupl
     colors = iter((INK, "#7b5ea7", "#3a8f5d", ACCENT, WARM, "#b0872d"))
     for label, rows in points.items():
         x, y = ([row[name] for row in rows] for name in pair)
-        if label == "best possible":
+        if label == "optimum":
             right = 1.15 * max(row[pair[0]] for name, rest in points.items() if name != label for row in rest)
             shown = [i for i, value in enumerate(x) if value <= right]
             xs, ys = [x[i] for i in shown], [y[i] for i in shown]

@@ -64,7 +64,7 @@ def test_it_trains_every_point_and_draws_them(folder: Path, capsys: pytest.Captu
     small = ("--data.rows=32", "--data.eval_rows=8", "--trainer.max_steps=1", "--data.batch_size=16")
     main(["pareto", "--weights", "0.4", "--out", "front", *world, *small])
     found = json.loads(Path("front/pareto.json").read_text())
-    assert list(found) == ["before", "sentiment alone", "restraint alone", "MODPO", "PAMA", "best possible"]
+    assert list(found) == ["before", "sentiment alone", "restraint alone", "MODPO", "PAMA", "optimum"]
     assert Path("front/pareto.png").read_bytes()[:4] == b"\x89PNG"
     assert all(found[name][0]["kl"] > 0 for name in ("sentiment alone", "restraint alone", "MODPO", "PAMA"))
     assert found["before"][0]["kl"] == pytest.approx(0, abs=1e-9)

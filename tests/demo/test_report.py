@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pl_prefopt.demo.data import SentimentDataModule
-from pl_prefopt.demo.exact import enumerate_policy, measure
-from pl_prefopt.demo.report import DemoReport, markdown
+from pl_prefopt.demo.exact import data_enumeration, enumerate_policy, measure
+from pl_prefopt.demo.plots import PANELS
+from pl_prefopt.demo.report import LABELS, DemoReport, markdown
 from pl_prefopt.demo.sentiment import TOPICS, SentimentWorld
 from pl_prefopt.modules import TextPreferenceModule
 from tests.tiny import tiny_lm
@@ -81,3 +82,13 @@ def test_a_datamodule_without_a_world_is_refused_by_name() -> None:
     trainer: Any = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(ValueError, match="NoneType has no `world`"):
         DemoReport().setup(trainer, module(), "fit")
+
+
+def test_an_unknown_measure_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"also names entries of accuracy, ndcg, .*; got \['diversity'\]"):
+        DemoReport(also=["diversity"])
+
+
+def test_every_measure_has_a_label_and_a_curve() -> None:
+    world = data_enumeration(WORLD, tuple(TOPICS))
+    assert measure(WORLD, tuple(TOPICS), world, world).keys() <= LABELS.keys() == PANELS.keys()
