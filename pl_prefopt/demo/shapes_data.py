@@ -79,7 +79,7 @@ class ShapesDataModule(ImagePreferenceDataModule):
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
             seed=seed,
-            cache_dir=str(folder / "cache"),
+            cache_dir=cache_dir,
         )
         self.save_hyperparameters(given, logger=False)
         self.world, self.labels, self.rows, self.eval_rows = world, labels, rows, eval_rows
