@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pl_prefopt.callbacks import PreferenceRounds
+from pl_prefopt.callbacks._round_files import pair_rows
 from pl_prefopt.judges import Judge, LengthJudge, RegexJudge
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.references import AdapterCopy, AdapterOff, CachedReference, FrozenCopy
@@ -161,6 +162,14 @@ def test_blank_samples_have_no_score(tmp_path: Path) -> None:
     scored = [(s, v) for r in rows for s, v in zip(r["samples"], r["scores"], strict=True)]
     assert {s.strip() == "" for s, _ in scored} == {True, False}
     assert all((v is None) == (not s.strip()) for s, v in scored)
+
+
+def test_two_equal_samples_are_no_pair() -> None:
+    rows = [{"condition": "q", "samples": ["a", "b", "a"], "scores": [1.0, 0.0, 2.0]}]
+    made = pair_rows(rows, torch.tensor([[0, 2, 0], [0, 2, 1]]), number=3)
+    assert made == [
+        {"condition": "q", "chosen": "a", "rejected": "b", "score_chosen": 2.0, "score_rejected": 0.0, "round": 3}
+    ]
 
 
 class Bandit(Foreign):

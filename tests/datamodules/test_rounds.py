@@ -53,6 +53,9 @@ def test_written_pairs_take_the_place_of_the_rows(tmp_path: Path) -> None:
     assert data.texts("train", 4)["completions"] == [" sat", " ran"]
     assert data.conditions() == ["the cat", "a dog"]
     assert data.truths(["the cat"]) == [" sat down"]
+    resumed = made(tmp_path, ROWS)
+    resumed.replace_train(path)
+    assert resumed.conditions() == ["the cat", "a dog"], "what was given, though nobody asked before"
 
 
 def test_renamed_columns_are_those_of_the_given_file_only(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def alone(folder: str, ids: list[int]) -> torch.Tensor:
 def test_padding_moves_no_reward(config: dict[str, Any], eos_pad: bool, tmp_path: Path) -> None:
     folder = saved(tmp_path, config, eos_pad=eos_pad)
     judge = RewardModel(folder, separator=" very", device="cpu")
-    samples = [*SAMPLES[:2], " hot<eos>"]
+    samples = [*SAMPLES[:2], " hot<eos>" if eos_pad else " hot<pad>"]
     made = judged(judge, PROMPTS, samples)
     tokenizer = sentiment_tokenizer()
     texts = [f"{p} very{s}" for p, s in zip(PROMPTS, samples, strict=True)]
