@@ -35,7 +35,7 @@ def only_parse(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", RUNS, ids=names(RUNS))
 def test_a_configuration_parses(path: Path) -> None:
     config = main(["fit", "--config", str(path)]).config.fit
-    assert config.model.class_path.startswith("pl_prefopt.modules.")
+    assert config.model.class_path.startswith(("pl_prefopt.modules.", "pl_prefopt.demo."))
     assert config.data.class_path.startswith("pl_prefopt.")
 
 
