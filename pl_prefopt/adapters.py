@@ -32,14 +32,19 @@ def has_adapters(network: nn.Module) -> bool:
 
 @contextmanager
 def adapters_disabled(network: nn.Module) -> Iterator[None]:
-    """Run `network` without its adapters; which parameters train is as before when the block ends.
+    """Run `network` without its adapters; which parameters train does not change.
 
-    Leave the block before backward: with gradient checkpointing the recomputation must see the adapters again.
+    Leave the block before backward: with gradient checkpointing the recomputation must see the adapters again. The
+    flag is set directly: `enable_adapters` would also walk through all parameters of all layers, twice a step.
     """
-    with _switched(network):
-        for layer in adapter_layers(network):
-            layer.enable_adapters(False)
+    before = [(layer, layer.disable_adapters) for layer in adapter_layers(network)]
+    try:
+        for layer, _ in before:
+            layer._disable_adapters = True
         yield
+    finally:
+        for layer, disabled in before:
+            layer._disable_adapters = disabled
 
 
 @contextmanager

@@ -38,7 +38,8 @@ class FromCallable(PolicyBuilder):
 def eval_mode(network: nn.Module) -> Iterator[None]:
     """Run a block with the whole network in eval mode; what was in training mode returns to it."""
     training = [m for m in network.modules() if m.training]
-    network.eval()
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
