@@ -99,14 +99,14 @@ def main(args: list[str] | None = None) -> None:
     if not DATA.is_dir():
         raise SystemExit(f"{DATA} is not there; the pairs are not part of this repository (see docs/data.md)")
     torch.set_num_threads(1)
+    chosen.out.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     for seed in range(chosen.seeds):
         with tempfile.TemporaryDirectory() as folder:
             results.append(run(seed, Path(folder), *rest))
         print(f"seed {seed}: {results[-1]}", flush=True)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "dporm.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    (chosen.out / "dporm.md").write_text(table(results), encoding="utf-8")
+        (chosen.out / "dporm.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        (chosen.out / "dporm.md").write_text(table(results), encoding="utf-8")
     print(table(results))
 
 
