@@ -11,6 +11,9 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from pl_prefopt.policies.base import eval_mode
+from pl_prefopt.sharding import settle
+
 
 def run_folder(trainer: pl.Trainer, path: str | Path | None = None, inside: str = "") -> Path:
     """Return `path`, else the run folder or a folder in it; a collective call, so every rank must make it."""
@@ -21,15 +24,10 @@ def run_folder(trainer: pl.Trainer, path: str | Path | None = None, inside: str 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for all parts; afterwards each part is in its own mode again, and the random state is what it was."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with isolate_rng():
-            yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    """Eval mode for all parts; afterwards modes, random state and shards are what they were."""
+    with eval_mode(module), isolate_rng():
+        yield
+    settle(module)
 
 
 def gather_rows(trainer: pl.Trainer, rows: Tensor, device: torch.device) -> Tensor:

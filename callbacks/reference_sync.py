@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pl_prefopt.callbacks.protocols import require
+from pl_prefopt.sharding import fill, settle, whole
 
 
 class ReferenceSync(pl.Callback):
@@ -68,7 +69,7 @@ class ReferenceSync(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the reference where it stands."""
-        checkpoint[self.state_key] = [ref.detach().clone() for ref, _ in self._pairs(pl_module)]
+        checkpoint[self.state_key] = [whole(ref.detach()).cpu().clone() for ref, _ in self._pairs(pl_module)]
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -80,9 +81,8 @@ class ReferenceSync(pl.Callback):
                 "the checkpoint holds no moving reference under these settings; resume with the ReferenceSync that "
                 "wrote it, or start a new run from the exported weights"
             )
-        with torch.no_grad():
-            for (reference, _), value in zip(self._pairs(pl_module), saved, strict=True):
-                reference.copy_(value)
+        for (reference, _), value in zip(self._pairs(pl_module), saved, strict=True):
+            fill(reference, value)
 
     def state_dict(self) -> dict[str, Any]:
         """The step of the last update."""
@@ -93,6 +93,8 @@ class ReferenceSync(pl.Callback):
         self._last_step = state_dict["last_step"]
 
     def _pairs(self, module: Any) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        for network in (module.policy, module.reference):
+            settle(network)
         if hasattr(module.reference, "pairs"):
             return iter(module.reference.pairs(module.policy))
         return zip(module.reference.parameters(), module.policy.parameters(), strict=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from pl_prefopt.policies.base import eval_mode
 from pl_prefopt.seeding import derive_seed
+from pl_prefopt.sharding import settle
 
 
 @torch.no_grad()
@@ -69,6 +70,7 @@ def generate(
             for i in range(len(part)):
                 own = rows[i * times : (i + 1) * times]
                 out.append(own if times == count else own * count)
+    settle(network)
     return out
 
 

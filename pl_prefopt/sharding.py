@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -35,3 +36,26 @@ def whole(parameter: Any) -> Any:
 
     full: Tensor = parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
     return full
+
+
+def settle(network: nn.Module) -> None:
+    """Put parameters that a forward pass left gathered back into shards.
+
+    Needed before they are read or written directly, and after a forward pass outside of training: the head's weight is
+    read without calling the head, and a gathered copy would not follow the optimizer.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in network.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+@torch.no_grad()
+def fill(parameter: Any, value: Tensor) -> None:
+    """Copy a whole tensor into a parameter that may be sharded."""
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)

@@ -2,7 +2,8 @@
 
     python -m tests.callbacks.everywhere FOLDER KIND...     (RANK 0 or 1 of 2 in LOCAL_RANK)
 
-makes the runs of these kinds in processes that the caller starts, in FOLDER/KIND; `result` reads them back.
+makes the runs of these kinds in processes that the caller starts, in FOLDER/KIND; `result` reads them back. KIND@fsdp2
+shards the model.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from pl_prefopt import callbacks as ours
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.references import FrozenCopy
+from pl_prefopt.sharding import whole
 from pl_prefopt.sources import SourceSampler
-from tests.runs import write_pairs
+from tests.runs import STRATEGIES, write_pairs
 from tests.tiny import tiny_lm
 
 SIZE = 2
@@ -204,23 +206,32 @@ class Crash(pl.Callback):
             raise KeyError("crash")
 
 
-def run(kind: str, folder: Path, devices: int = 1, crash_at: int | None = None, resume: Path | None = None) -> Any:
+def run(
+    kind: str,
+    folder: Path,
+    strategy: str = "auto",
+    crash_at: int | None = None,
+    resume: Path | None = None,
+) -> Any:
     """Fit six steps and predict; returns the trainer."""
     make_module, make_data, make_callbacks, lora = KINDS[kind]
+    devices = 1 if strategy == "auto" else 2
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(11)
     module, data = make_module(lora), make_data(folder, 4 // devices, lora)
     keep = ModelCheckpoint(folder / "checkpoints", every_n_train_steps=2, save_top_k=-1, filename="{step}")
     callbacks = [*make_callbacks(folder), ours.PredictionWriter(), keep, *([Crash(crash_at)] if crash_at else [])]
     trainer = pl.Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=6, logger=False,
+        accelerator="cpu", devices=devices, strategy=STRATEGIES[strategy]() if devices > 1 else "auto", max_steps=6,
+        logger=False,
         callbacks=callbacks, default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     trainer.predict(module, datamodule=data, return_predictions=False)
+    found = outcome(trainer)
     if trainer.is_global_zero:
-        torch.save(outcome(trainer), folder / "outcome.pt")
+        torch.save(found, folder / "outcome.pt")
     return trainer
 
 
@@ -229,7 +240,7 @@ def outcome(trainer: Any) -> dict[str, Any]:
     states = {
         type(c).__name__: c.state_dict() for c in trainer.callbacks if type(c).__module__.startswith("pl_prefopt")
     }
-    tensors = {k: v.detach().clone() for k, v in trainer.lightning_module.state_dict().items()}
+    tensors = {k: whole(v).detach().clone() for k, v in trainer.lightning_module.state_dict().items()}
     return {"tensors": tensors, "callbacks": states}
 
 
@@ -243,4 +254,5 @@ def result(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for name in sys.argv[2:]:
-        run(name, Path(sys.argv[1]) / name, devices=2)
+        kind, _, strategy = name.partition("@")
+        run(kind, Path(sys.argv[1]) / name, strategy or "ddp")

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.callbacks import everywhere
@@ -30,7 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in KINDS:
         everywhere.run(kind, folder / "one" / kind)
     for process in two:
-        out, _ = process.communicate(timeout=240)
+        out, _ = process.communicate(timeout=400)
         assert process.returncode == 0, out[-4000:]
     return folder
 
@@ -41,7 +42,7 @@ def start_two(folder: Path) -> list[subprocess.Popen[str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    command = [sys.executable, "-m", "tests.callbacks.everywhere", str(folder), *KINDS]
+    command = [sys.executable, "-m", "tests.callbacks.everywhere", str(folder), *KINDS, "text@fsdp2"]
     env = os.environ | shared | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return [
         subprocess.Popen(
@@ -71,13 +72,16 @@ def alike(a: Any, b: Any, atol: float, path: str = "") -> None:
         assert a == b, path
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "text@fsdp2"])
 def test_two_processes_end_where_one_does(kind: str, whole: Path) -> None:
-    one, two = (everywhere.result(whole / n / kind) for n in ("one", "two"))
+    folders = whole / "one" / kind.partition("@")[0], whole / "two" / kind
+    one, two = map(everywhere.result, folders)
     assert len(one["callbacks"]) >= 4
     alike(one, two, atol=3e-4)
-    names = [sorted(str(p.relative_to(whole / n / kind)) for p in files(whole / n / kind)) for n in ("one", "two")]
-    assert names[0] == names[1]
+    names, again = (sorted(str(p.relative_to(folder)) for p in files(folder)) for folder in folders)
+    assert names == again
+    for name in (n for n in names if n.endswith(".safetensors")):
+        alike(*(load_file(folder / name) for folder in folders), atol=3e-4)
 
 
 def files(folder: Path) -> list[Path]:
