@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
@@ -15,7 +16,8 @@ from torch import Tensor
 class PredictionWriter(BasePredictionWriter):
     """Write what `predict_step` returns: a dict of tensors with the batch first, `index` among them, one line a row.
 
-    Ranks write their own files, so unequal numbers of rows need no waiting. Use it with
+    Pictures, uint8 (B, 3, H, W), become `<name>-<index>.png` beside it, and the line holds the file's name. Ranks write
+    their own files, so unequal numbers of rows need no waiting. Use it with
     `--return_predictions false`, so that nothing is collected in memory.
 
     Args:
@@ -47,9 +49,13 @@ class PredictionWriter(BasePredictionWriter):
                 f"PredictionWriter takes a dict of tensors from {type(pl_module).__name__}.predict_step, got "
                 f"{type(prediction).__name__}"
             )
-        columns = {name: value.detach().cpu().tolist() for name, value in prediction.items()}
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         file = self._file(trainer, dataloader_idx)
+        ids = prediction.get("index", torch.arange(0)).tolist()
+        columns = {
+            name: _pictures(file.parent, name, ids, value) if _is_picture(value) else value.detach().cpu().tolist()
+            for name, value in prediction.items()
+        }
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         with file.open("a" if file in self._begun else "w", encoding="utf-8") as out:
             out.writelines(json.dumps(row) + "\n" for row in rows)
         self._begun.add(file)
@@ -61,3 +67,17 @@ class PredictionWriter(BasePredictionWriter):
         several = isinstance(loaders, (list, tuple)) and len(loaders) > 1
         part = f"-{dataloader_idx}" if several else ""
         return folder / f"predictions{part}-{trainer.global_rank}.jsonl"
+
+
+def _is_picture(value: Tensor) -> bool:
+    return value.dtype == torch.uint8 and value.dim() == 4 and value.shape[1] == 3
+
+
+def _pictures(folder: Path, name: str, ids: Sequence[int], pictures: Tensor) -> list[str]:
+    """Write pictures as PNG; returns the files' names."""
+    from PIL import Image
+
+    names = [f"{name}-{i:06d}.png" for i in ids]
+    for file, picture in zip(names, pictures, strict=True):
+        Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(folder / file)
+    return names

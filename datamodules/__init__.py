@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pl_prefopt.datamodules._sampler import EvalBatches, Share, TrainBatches
     from pl_prefopt.datamodules.image import ImagePreferenceDataModule
     from pl_prefopt.datamodules.image_relabel import relabel_images
+    from pl_prefopt.datamodules.prompts import PromptDataModule
     from pl_prefopt.datamodules.text import TextPreferenceDataModule
     from pl_prefopt.datamodules.tokenizers import PretrainedTokenizer, TokenizerBuilder, TrainedTokenizer
 
@@ -31,6 +32,7 @@ _HOMES = {
     "PlannedLoader": "_loader",
     "PreferenceDataModule": "_base",
     "PretrainedTokenizer": "tokenizers",
+    "PromptDataModule": "prompts",
     "Share": "_sampler",
     "TextPreferenceDataModule": "text",
     "TokenizedRows": "_rows",
@@ -47,6 +49,7 @@ __all__ = [
     "PlannedLoader",
     "PreferenceDataModule",
     "PretrainedTokenizer",
+    "PromptDataModule",
     "Share",
     "TextPreferenceDataModule",
     "TokenizedRows",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pl_prefopt.adapters import adapters_disabled
+from pl_prefopt.datamodules import PromptDataModule
 from pl_prefopt.diffusion.sampling import denoise, draw
-from pl_prefopt.modules import ImagePreferenceModule
 from pl_prefopt.policies import Diffusion
 from tests.pictures import module, tiny_diffusion
 from tests.tiny import nudge
@@ -127,10 +129,36 @@ def test_refuses_to_draw() -> None:
         draw(made.family, made.policy, made.conditioner(), CAPTIONS, steps=0)
 
 
-def test_predictions_are_pictures() -> None:
-    made = ImagePreferenceModule(tiny_diffusion("sd"))
-    made.configure_model()
-    made._trainer = None
-    out = made.predict_step({"caption": CAPTIONS, "index": torch.tensor([4, 5])}, 0)
-    assert out["picture"].dtype == torch.uint8
-    assert out["picture"].shape == (2, 3, 16, 16)
+def test_the_command_line_renders_a_list_of_prompts(tmp_path: Path) -> None:
+    """The adapter that an export wrote, a file of captions, and pictures beside their lines."""
+    from PIL import Image
+
+    from pl_prefopt.cli import main
+
+    trained = module(tiny_diffusion("sd"))
+    nudge(trained.policy)
+    trained.export(tmp_path / "export")
+    (tmp_path / "prompts.txt").write_text("a red circle\n\n a green square\na blue star\n")
+    main(
+        [
+            "predict", "--model", "ImagePreferenceModule", "--model.policy", "Diffusion", "--model.policy.tiny", "sd",
+            "--model.policy.adapter", str(tmp_path / "export"), "--model.timesteps", "LogitNormal",
+            "--model.weighting", "MinSNR", "--model.weighting.gamma", "3.0", "--data", "PromptDataModule",
+            "--data.prompts", str(tmp_path / "prompts.txt"), "--data.batch_size", "2", "--trainer.accelerator", "cpu",
+            "--trainer.callbacks", "PredictionWriter", "--trainer.callbacks.path", str(tmp_path / "out"),
+            "--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--return_predictions", "false",
+        ]
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions-0.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == [0, 1, 2]
+    expected = trained.sample(["a red circle", "a green square", "a blue star"], 1, seed=0)[:, 0]
+    for line, picture in zip(lines, expected, strict=True):
+        shown = torch.from_numpy(np.array(Image.open(tmp_path / "out" / line["picture"]))).permute(2, 0, 1)
+        assert shown.shape == (3, 16, 16)
+        assert (shown / 255 - picture).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(("prompts", "said"), [([" "], "holds no caption"), ("nowhere.txt", "no file 'nowhere.txt'")])
+def test_refuses_prompts(prompts: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        PromptDataModule(prompts)
