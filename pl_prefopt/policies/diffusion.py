@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,13 @@ class Diffusion(PolicyBuilder):
         self.seed = seed
 
     def source(self) -> Source:
-        """Where the components come from."""
+        """Where the components come from.
+
+        Raises:
+            ValueError: diffusers is not installed, or there is no such model.
+        """
+        if importlib.util.find_spec("diffusers") is None:
+            raise ValueError("Diffusion needs the package diffusers: pip install 'pl_prefopt[image]'")
         from pl_prefopt.diffusion.components import PretrainedSource, TinySource
 
         if self.tiny is not None:
