@@ -18,6 +18,7 @@ from pl_prefopt.datamodules._samples import write_jsonl, write_pictures
 from pl_prefopt.datamodules.image import ImagePreferenceDataModule
 from pl_prefopt.datamodules.tokenizers import publish
 from pl_prefopt.demo.shapes import COLOURS, SHAPES, ShapesWorld, parse
+from pl_prefopt.demo.stages import run_first_stages
 
 FORMAT = 1
 RIGHT = 0.5
@@ -86,7 +87,8 @@ class ShapesDataModule(ImagePreferenceDataModule):
         self.wrong, self.flip, self.folder = wrong, flip, folder
 
     def prepare_data(self) -> None:
-        """Write the files, then check them."""
+        """Write the files, then check them; first stages run before, since `setup` fills caches with what they make."""
+        run_first_stages(self.trainer)
         self._write()
         super().prepare_data()
 

@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.nn import functional as F
 
 from pl_prefopt.demo.plots import canvas
 from pl_prefopt.demo.shapes import Reading, ShapesJudge, ShapesWorld, accuracy
 from pl_prefopt.judges.base import judged
 from pl_prefopt.metrics import WinRate
 
+GAP = 2
+"""Pixels between pictures and their frame."""
 ROWS = {
     "colour": "pictures of the caption's colour",
     "shape": "pictures of the caption's shape",
@@ -152,28 +155,29 @@ def measure(world: ShapesWorld, pictures: Tensor, before: Tensor) -> dict[str, f
 
 def before_after_figure(world: ShapesWorld, before: Tensor, after: Tensor, step: int, shown: int = 4) -> Any:
     """Figure: a column per caption, `shown` rows of pictures before and of the same seeds after; right ones framed."""
-    captions, shown = world.captions, min(shown, before.shape[1])
-    figure, axes = canvas(2 * shown, len(captions), (len(captions) * 0.85, 2 * shown * 0.85 + 0.5))
-    for row in range(2 * shown):
-        pictures = (before if row < shown else after)[:, row % shown]
-        right = [accuracy([c], [r])["both"] for c, r in zip(captions, world.read(pictures), strict=True)]
-        for column, caption in enumerate(captions):
-            ax = axes[row * len(captions) + column]
-            _picture(ax, pictures[column], bool(right[column]))
-            if row == 0:
-                ax.set_title(caption.removeprefix("a ").replace(" ", "\n"), fontsize=8)
-            if column == 0 and row % shown == 0:
-                ax.set_ylabel("before" if row == 0 else f"after {step} steps", fontsize=8, loc="top")
-    return figure
+    from matplotlib.patches import Rectangle
 
-
-def _picture(ax: Any, picture: Tensor, right: bool) -> None:
-    ax.imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+    captions, shown, tile = world.captions, min(shown, before.shape[1]), world.size + 2 * GAP
+    pictures = torch.cat([before[:, :shown], after[:, :shown]], 1).clamp(0, 1)
+    tiles = F.pad(pictures, (GAP,) * 4, value=1.0)
+    width, height = 0.85 * len(captions), 0.85 * 2 * shown
+    figure, (ax,) = canvas(1, 1, (width + 0.3, height + 0.5))
+    ax.imshow(tiles.permute(1, 3, 0, 4, 2).flatten(2, 3).flatten(0, 1).numpy(), interpolation="nearest")
+    for column, caption in enumerate(captions):
+        for row, reading in enumerate(world.read(pictures[column])):
+            if accuracy([caption], [reading])["both"]:
+                corner = (column * tile + 0.5, row * tile + 0.5)
+                ax.add_patch(Rectangle(corner, tile - 2, tile - 2, fill=False, color="#2a9d4b", linewidth=2))
+    ax.axhline(shown * tile - 0.5, color="#222222", linewidth=1)
     ax.grid(False)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set(visible=right, color="#2a9d4b", linewidth=2)
+    ax.spines[:].set_visible(False)
+    names = [c.removeprefix("a ").replace(" ", "\n") for c in captions]
+    ax.set_xticks([(i + 0.5) * tile for i in range(len(captions))], names, fontsize=9)
+    ax.set_yticks(
+        [shown * tile * f for f in (0.5, 1.5)], ["before", f"after {step} steps"], fontsize=9, rotation=90, va="center"
+    )
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    return figure
 
 
 def print_summary(history: Sequence[dict[str, float]], folder: Path) -> None:

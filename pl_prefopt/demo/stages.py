@@ -61,6 +61,13 @@ class RunFirst(pl.Callback):
         stamp.write_text(key)
 
 
+def run_first_stages(trainer: Any) -> None:
+    """Run the `RunFirst` callbacks of a trainer now: for a datamodule whose `setup` needs what they make."""
+    for callback in getattr(trainer, "callbacks", ()):
+        if isinstance(callback, RunFirst) and trainer.is_global_zero:
+            callback.run()
+
+
 def find_config(name: str) -> Path:
     """Path of a config, looked for in the working directory and beside the package.
 
