@@ -92,7 +92,7 @@ class DemoReport(pl.Callback):
         if trainer.is_global_zero and self._start is None:
             self._start = self._written_out(trainer, pl_module).logps
             self._measure(trainer, pl_module)
-            if getattr(pl_module, "reference", None) is not None:
+            if trainer.enable_validation and getattr(pl_module, "reference", None) is not None:
                 self.history[0]["accuracy"] = 0.5  # every log-ratio is 0: all ties
             self.history[0] |= self._untrained
 
