@@ -296,4 +296,5 @@ class PreferenceModule(pl.LightningModule):
         self.configure_model()
         if self._trainer is not None:
             compare_hparams(dict(self.hparams), checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
-        check_state(self, checkpoint)
+        if "state_dict" in checkpoint:  # ModelParallelStrategy has filled the shards already
+            check_state(self, checkpoint)

@@ -3,7 +3,7 @@
     python -m tests.callbacks.everywhere FOLDER KIND...     (RANK 0 or 1 of 2 in LOCAL_RANK)
 
 makes the runs of these kinds in processes that the caller starts, in FOLDER/KIND; `result` reads them back. KIND@fsdp2
-shards the model.
+shards the model, and goes on from the middle of that run in FOLDER/KIND/resumed.
 """
 
 from __future__ import annotations
@@ -255,4 +255,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for name in sys.argv[2:]:
         kind, _, strategy = name.partition("@")
-        run(kind, Path(sys.argv[1]) / name, strategy or "ddp")
+        folder = Path(sys.argv[1]) / name
+        run(kind, folder, strategy or "ddp")
+        if strategy:
+            torch.distributed.barrier()
+            run(kind, folder / "resumed", strategy, resume=folder / "checkpoints/step=4.ckpt")

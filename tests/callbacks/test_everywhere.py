@@ -28,11 +28,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One run of every kind, and the same on two processes."""
     folder = tmp_path_factory.mktemp("everywhere")
     two = start_two(folder / "two")
-    for kind in KINDS:
-        everywhere.run(kind, folder / "one" / kind)
-    for process in two:
-        out, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, out[-4000:]
+    try:
+        for kind in KINDS:
+            everywhere.run(kind, folder / "one" / kind)
+        for process in two:
+            out, _ = process.communicate(timeout=280)
+            assert process.returncode == 0, out[-4000:]
+    finally:
+        for process in two:
+            process.kill()
     return folder
 
 
@@ -86,7 +90,8 @@ def test_two_processes_end_where_one_does(kind: str, whole: Path) -> None:
 
 def files(folder: Path) -> list[Path]:
     """What the callbacks wrote."""
-    found = [p for p in folder.rglob("*") if p.is_file() and "checkpoints" not in p.parts and "cache" not in p.parts]
+    other = {"checkpoints", "cache", "resumed"}
+    found = [p for p in folder.rglob("*") if p.is_file() and not other & set(p.parts)]
     return [p for p in found if not p.name.startswith("predictions") and "-0" not in p.name]
 
 
@@ -99,6 +104,11 @@ def test_interrupted_and_resumed_is_uninterrupted(kind: str, whole: Path, tmp_pa
         file.unlink()  # the moved policy must not score again
     everywhere.run(kind, tmp_path, resume=tmp_path / "checkpoints/step=4.ckpt")
     alike(everywhere.result(whole / "one" / kind), everywhere.result(tmp_path), atol=0.0)
+
+
+def test_a_sharded_run_goes_on_from_its_middle(whole: Path) -> None:
+    folder = whole / "two/text@fsdp2"
+    alike(everywhere.result(folder), everywhere.result(folder / "resumed"), atol=0.0)
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "text"])
