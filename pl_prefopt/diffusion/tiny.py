@@ -204,7 +204,7 @@ TINY: dict[str, dict[str, Any]] = {
         "text_encoder": {**_SHAPES_TEXT, "projection": True},
         "text_encoder_2": {**_SHAPES_TEXT, "projection": True},
         "text_encoder_3": {**_T5, "d_model": 64, "words": _WORDS},
-        "scheduler": {"shift": 1.0},
+        "scheduler": {"shift": 3.0},
     },
     "pixel": {
         "pipeline": "StableDiffusionPipeline",
