@@ -52,7 +52,8 @@ def reward_kl_figure(history: Sequence[Mapping[str, float]], best: Sequence[tupl
 
 
 def curves_figure(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> Figure:
-    """Entries of a history, names of `PANELS`, against the optimizer step, in two rows."""
+    """Entries of a history, names of `PANELS`, against the optimizer step, in two rows; absent ones are left out."""
+    names = [name for name in names if any(name in h for h in history)]
     columns = (len(names) + 1) // 2
     figure, axes = canvas(2, columns, (4.2 * columns, 5.6))
     for spare in axes[len(names) :]:
