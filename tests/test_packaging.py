@@ -145,7 +145,13 @@ def test_constraints_pin_every_dependency_to_one_version() -> None:
 
 
 def test_what_the_library_imports_it_asks_for() -> None:
-    other = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open-clip-torch", "sklearn": "scikit-learn"}
+    other = {
+        "PIL": "pillow",
+        "yaml": "pyyaml",
+        "open_clip": "open-clip-torch",
+        "sklearn": "scikit-learn",
+        "skimage": "scikit-image",
+    }
     optional = PROJECT["project"]["optional-dependencies"]
     asked = [*PROJECT["project"]["dependencies"], *(a for extra in EXTRAS for a in optional[extra])]
     names = {_name(re.split(r"[\[<>=!~ ;]", a)[0]) for a in asked}
