@@ -16,10 +16,8 @@ from pl_prefopt.sharding import settle
 
 
 def run_folder(trainer: pl.Trainer, path: str | Path | None = None, inside: str = "") -> Path:
-    """Return `path`, else the run folder or a folder in it; a collective call, so every rank must make it."""
-    return (
-        Path(path) if path else Path(trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)) / inside
-    )
+    """Return `path`, else the run folder or a folder in it; every rank must ask, because `log_dir` is a broadcast."""
+    return Path(path) if path else Path(trainer.log_dir or trainer.default_root_dir) / inside
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from pl_prefopt.callbacks._shared import run_folder
+
 
 class PredictionWriter(BasePredictionWriter):
     """Write what `predict_step` returns: a dict of tensors with the batch first, `index` among them, one line a row.
@@ -32,6 +34,13 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.path = path
         self._begun: set[Path] = set()
+        self._folder = Path()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the folder, which all ranks do together, and begin new files."""
+        self._folder = run_folder(trainer, self.path)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._begun = set()
 
     def write_on_batch_end(
         self,
@@ -61,12 +70,10 @@ class PredictionWriter(BasePredictionWriter):
         self._begun.add(file)
 
     def _file(self, trainer: pl.Trainer, dataloader_idx: int) -> Path:
-        folder = Path(self.path or trainer.log_dir or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         loaders = trainer.predict_dataloaders
         several = isinstance(loaders, (list, tuple)) and len(loaders) > 1
         part = f"-{dataloader_idx}" if several else ""
-        return folder / f"predictions{part}-{trainer.global_rank}.jsonl"
+        return self._folder / f"predictions{part}-{trainer.global_rank}.jsonl"
 
 
 def _is_picture(value: Tensor) -> bool:

@@ -119,11 +119,11 @@ class DemoReport(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write samples and pictures, print the summary."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
         if not trainer.is_global_zero or not self.history:
             return
         if self.history[-1]["step"] != trainer.global_step:
             self._measure(trainer, pl_module)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(json.dumps(self.history, indent=1), encoding="utf-8")
         rows = self.sample_rows(trainer, pl_module)

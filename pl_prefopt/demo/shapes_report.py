@@ -106,8 +106,9 @@ class ShapesReport(pl.Callback):
         found = trainer.callback_metrics.get("val/accuracy")
         if found is not None:
             self.history[-1]["accuracy"] = float(found)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
         if trainer.is_global_zero:
-            self._write(trainer, Path(trainer.log_dir or trainer.default_root_dir))
+            self._write(trainer, folder)
 
     def _measure(self, trainer: pl.Trainer, module: Any) -> None:
         """Every rank samples, because sharded policies need all of them."""

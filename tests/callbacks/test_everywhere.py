@@ -127,7 +127,7 @@ def test_what_the_callbacks_for_whole_weights_left(kind: str, whole: Path) -> No
     assert sorted(p.name for p in (folder / "export").glob("step-*")) == ["step-2", "step-4", "step-6"]
     moved = {k.removeprefix("reference."): v for k, v in tensors.items() if k.startswith("reference.")}
     assert moved
-    assert len(found["predictions"]) == (8 if kind == "denoiser" else 7)
+    assert len(found["predictions"]) == (8 if kind == "denoiser" else 9)
 
 
 @pytest.mark.parametrize("kind", ["denoiser-lora", "text-lora"])

@@ -27,8 +27,9 @@ def test_rows_are_written_once_under_their_ids(tmp_path: Path) -> None:
         batch_size=4,
         cache_dir=str(tmp_path / "cache"),
     )
+    writer = PredictionWriter(str(tmp_path / "out"))
     for _ in range(2):  # a second run replaces the file
-        run = trainer(tmp_path, PredictionWriter(str(tmp_path / "out")))
+        run = trainer(tmp_path, writer)
         run.predict(module, datamodule=data, return_predictions=False)
     lines = [json.loads(line) for line in (tmp_path / "out/predictions-0.jsonl").read_text().splitlines()]
     assert sorted(line["index"] for line in lines) == list(range(11))
