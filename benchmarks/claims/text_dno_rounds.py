@@ -24,7 +24,7 @@ from pl_prefopt.objectives import DPO
 from pl_prefopt.rounds import ThresholdGap
 
 WORLD = SentimentWorld()
-ROUNDS, CANDIDATES, SIZE, BETA, LR = 3, 48, 64, 0.5, 3e-4
+ROUNDS, CANDIDATES, SIZE, BETA, LR = 3, 32, 64, 0.5, 3e-4
 
 
 class AfterEpoch(pl.Callback):

@@ -14,7 +14,7 @@ from pl_prefopt.demo.sentiment import SentimentWorld
 from pl_prefopt.objectives import DPO, MODPO
 
 WORLD = SentimentWorld()
-STEPS, BETA, TEMPERATURE = 100, 0.5, 0.5
+STEPS, BETA, TEMPERATURE = 60, 0.5, 0.5
 WEIGHTS = (0.25, 0.5, 0.75)
 """Weights of sentiment, whose labels MODPO trains on; the rest is brevity's, which comes as a margin."""
 

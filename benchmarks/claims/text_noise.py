@@ -16,7 +16,7 @@ from pl_prefopt.demo.sentiment import SentimentWorld
 from pl_prefopt.objectives import ADPO, DPO, Objective, RobustDPO
 
 WORLD = SentimentWorld()
-STEPS, BETA = 100, 0.3
+STEPS, BETA = 60, 0.3
 FLIPS = (0.2, 0.4)
 
 
@@ -45,7 +45,7 @@ def _one(begin: nn.Module, reference: Enumeration, flip: float, seed: int) -> Re
         network = train.train(begin, objective, data if told else blind, steps=STEPS, seed=seed)
         ended = train.written_out(network, WORLD)
         out[name] = measure(WORLD, train.TOPIC_NAMES, ended, reference)
-        out[name]["accuracy"] = train.accuracy(ended, reference, WORLD)
+        out[name]["accuracy"] = train.accuracy(ended, reference, WORLD, rows=1000)
     return out
 
 
@@ -88,6 +88,6 @@ CLAIM = Claim(
     effects=effects(),
     figure=figure,
     tried="ADPO with one target, one minus the share of flipped labels, for all pairs (which is cDPO) had less reward "
-    "than DPO at the same beta, by .38 at 20% and .21 at 40% with one seed: label smoothing holds the policy nearer to "
-    "the start. The gain of ADPO here is that of knowing how sure each label is.",
+    "than DPO at the same beta, by .38 at 20% and .21 at 40% with one seed and 150 steps: label smoothing holds the "
+    "policy nearer to the start. The gain of ADPO here is that of knowing how sure each label is.",
 )
