@@ -114,9 +114,10 @@ class ShapesReport(pl.Callback):
         """Every rank samples, because sharded policies need all of them."""
         world: ShapesWorld = trainer.datamodule.world  # type: ignore[attr-defined]
         options = {"steps": self.steps, "guidance": self.guidance}
-        self._now = module.sample(world.captions, self.count, self.seed, **options).float().cpu()
-        self._before = self._now if self._before is None else self._before
-        values = measure(world, self._now, self._before)
+        now: Tensor = module.sample(world.captions, self.count, self.seed, **options).float().cpu()
+        before = now if self._before is None else self._before
+        self._now, self._before = now, before
+        values = measure(world, now, before)
         self.history.append({"step": float(trainer.global_step), **values})
         if trainer.logger is not None:
             trainer.logger.log_metrics({f"demo/{k}": v for k, v in values.items()}, step=trainer.global_step)

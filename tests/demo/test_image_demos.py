@@ -80,13 +80,14 @@ def test_both_first_stages_run_before_the_caches_are_filled(tmp_path: Path, monk
     assert any(not torch.equal(before[k], after[k]) for k in before), "the second stage trains the denoiser"
     before, after = (load_file(f / "vae/diffusion_pytorch_model.safetensors") for f in (first, second))
     assert all(torch.equal(before[k], after[k]) for k in before)
-    start = tiny_component("shapes", "vae", 0).state_dict()
+    untrained: Any = tiny_component("shapes", "vae", 0)
+    start = untrained.state_dict()
     assert any(not torch.equal(before[k], start[k]) for k in before), "the first stage trains the VAE"
 
 
 def test_another_objective_and_the_adapter_reads_back() -> None:
     """`--model.objective IPO`, and the exported adapter gives diffusers the trained network's outputs."""
-    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     ended = cli(["fit", "--config", str(ROOT / "configs/demo/image-dpo.yaml"), "--model.objective=IPO", *SMALL])
     assert type(ended.model.objective).__name__ == "IPO"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,6 @@ def test_batches_are_the_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"), [({"wrong": 1.5}, "wrong: found 1.5"), ({"flip": -1.0}, "flip"), ({"rows": 0}, "rows")]
 )
-def test_refusals(options: dict[str, float], named: str) -> None:
+def test_refusals(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        ShapesDataModule(**options)  # type: ignore[arg-type]
+        ShapesDataModule(**options)

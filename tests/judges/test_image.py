@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pl_prefopt.diffusion.tiny import tiny_component
 
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = tiny_component("sd", "tokenizer", 0)
+    tokenizer: Any = tiny_component("sd", "tokenizer", 0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 2}
     config = CLIPConfig(
@@ -92,7 +93,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pick_score_is_the_cosine_of_one_picture_and_its_caption(clip_folder: Path) -> None:
     from transformers import CLIPModel, CLIPProcessor
 
-    model, processor = CLIPModel.from_pretrained(clip_folder).eval(), CLIPProcessor.from_pretrained(clip_folder)
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    processor: Any = CLIPProcessor.from_pretrained(clip_folder)
     expected = []
     for caption, sample in zip(CAPTIONS, pictures(), strict=True):
         with torch.no_grad():
@@ -130,7 +132,8 @@ def test_open_clip_is_the_cosine_of_one_picture_and_its_caption(open_clip_folder
     import open_clip
 
     name = f"local-dir:{open_clip_folder}"
-    model, _, transform = open_clip.create_model_and_transforms(name)
+    built: Any = open_clip.create_model_and_transforms(name)
+    model, _, transform = built
     tokenizer = open_clip.get_tokenizer(name)
     expected = []
     with torch.no_grad():

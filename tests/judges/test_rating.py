@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", extra_special_tokens={"image_token": "<image>"}
     )
-    image = tokenizer.convert_tokens_to_ids("<image>")
+    image: Any = tokenizer.convert_tokens_to_ids("<image>")
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlavaConfig(
         vision_config={
