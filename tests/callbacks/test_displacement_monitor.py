@@ -68,6 +68,30 @@ def test_it_fires_on_displacement_only(speeds: tuple[float, float], fires: bool,
         assert "epoch 0: the margin grew by 6 nats while the chosen samples fell by 3; 100% of the watched" in told[0]
 
 
+def test_the_worst_rows_are_named_by_their_ids(tmp_path: Path) -> None:
+    class Named(Foreign):
+        def pair_logratios(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            return super().pair_logratios([batch["x"]])
+
+    watched: Any = [{"x": torch.tensor([x]), "index": 100 + i} for i, x in enumerate([1.0, 3.0, 2.0, 5.0])]
+    with pytest.warns(UserWarning, match=r"100% of the watched pairs, worst rows \[103, 101, 102\]"):
+        trainer(tmp_path, LikelihoodDisplacementMonitor(), max_epochs=1, num_sanity_val_steps=0).fit(
+            Named(-1.0, -3.0), rows(6), DataLoader(watched, batch_size=2)
+        )
+
+
+def test_other_rows_than_at_the_start_are_refused(tmp_path: Path) -> None:
+    first = trainer(tmp_path, LikelihoodDisplacementMonitor(), max_epochs=1, num_sanity_val_steps=0)
+    first.fit(Foreign(1.0, -1.0), rows(6), rows(4))
+    monitor = first.callbacks[0]  # type: ignore[attr-defined]
+    assert isinstance(monitor, LikelihoodDisplacementMonitor)
+    state = monitor.state_dict()
+    state["start"][:, 0] += 50
+    monitor.load_state_dict(state)
+    with pytest.raises(ValueError, match="none of the 4 watched rows was watched at the start"):
+        trainer(tmp_path, monitor, max_epochs=1, num_sanity_val_steps=0).fit(Foreign(1.0, -1.0), rows(6), rows(4))
+
+
 def test_it_can_stop_the_run(tmp_path: Path) -> None:
     run = trainer(tmp_path, LikelihoodDisplacementMonitor(stop=True), max_epochs=9, num_sanity_val_steps=0)
     run.fit(Foreign(-1.0, -3.0), rows(6), rows(4))
