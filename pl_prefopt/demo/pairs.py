@@ -86,13 +86,21 @@ class _Drawer:
         self.chances /= self.chances.sum()
         self.cumulative = np.cumsum(self.chances) / self.chances.sum()
         self.values = np.sum([w * world.rewards(topic, name) for name, w in recipe.weights.items()], axis=0)
+        self.noise_free = recipe.labels and recipe.temperature == 0
+        values = np.round(self.values[allowed], 9)
+        different = len(np.unique(values)) if self.noise_free else len(values)
+        if recipe.list_size > different:
+            raise ValueError(
+                f"list_size is {recipe.list_size}, but about {topic!r} only {different} continuations "
+                f"{'of different reward ' if self.noise_free else ''}are on this side of the split; lower list_size or "
+                "raise max_words"
+            )
 
     def __call__(self, rng: np.random.Generator) -> np.ndarray:
         """(K,) different continuations; without noise also of different reward, so that there is a right order."""
-        noise_free = self.recipe.labels and self.recipe.temperature == 0
         while True:
             items = self._similar(rng) if rng.random() < self.recipe.similarity else self._independent(rng)
-            if len(set(items.tolist())) == len(items) and not (noise_free and self._tie(items)):
+            if len(set(items.tolist())) == len(items) and not (self.noise_free and self._tie(items)):
                 return items
 
     def _tie(self, items: np.ndarray) -> bool:

@@ -48,7 +48,7 @@ class ImagePreferenceModule(PreferenceModule):
 
     Args:
         policy: what to train, e.g. `Diffusion(pretrained="stabilityai/stable-diffusion-xl-base-1.0", lora={"r": 8})`.
-        objective: DPO, IPO, MaPO, DiffusionKTO, ... or a mixture.
+        objective: DPO, IPO, MaPO, DiffusionKTO, ... or a mixture; None: DPO(beta=5000).
         reference: AutoReference, FrozenCopy, AdapterOff, AdapterCopy or NoReference.
         optimizer: called with the trainable parameters.
         lr_scheduler: called with the optimizer, stepped per optimizer step.
@@ -75,7 +75,7 @@ class ImagePreferenceModule(PreferenceModule):
     def __init__(
         self,
         policy: PolicyBuilder,
-        objective: Objective = DPO(beta=5000.0),  # noqa: B008
+        objective: Objective | None = None,
         reference: Reference = AutoReference(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-5, weight_decay=1e-2),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -86,7 +86,7 @@ class ImagePreferenceModule(PreferenceModule):
         reduction: str = "mean",
         seed: int = 0,
     ) -> None:
-        super().__init__(policy, objective, reference, optimizer, lr_scheduler, seed)
+        super().__init__(policy, objective or DPO(beta=5000.0), reference, optimizer, lr_scheduler, seed)
         if safeguard is not None and not 0 < safeguard < 1:
             raise ValueError(f"safeguard must lie in (0, 1) or be None, got {safeguard}")
         if not noise_offset >= 0:

@@ -36,6 +36,11 @@ def check_rate(drawn: np.ndarray, p: np.ndarray) -> None:
     assert abs(drawn.mean() - p.mean()) < 4 * error
 
 
+def test_a_list_longer_than_there_are_rewards_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"list_size is 60, but about 'battery' only \d+ continuations of different"):
+        rows(1, list_size=60, temperature=0.0)
+
+
 @pytest.mark.parametrize("options", [{"temperature": 2.0}, {"temperature": 0.5}, {"flip": 0.3}, {"length_bias": 0.8}])
 def test_labels_follow_bradley_terry_with_bias_and_flips(options: dict[str, Any]) -> None:
     drawn = rows(**options)
