@@ -147,6 +147,7 @@ def test_the_command_line_renders_a_list_of_prompts(tmp_path: Path) -> None:
             "--data.prompts", str(tmp_path / "prompts.txt"), "--data.batch_size", "2", "--trainer.accelerator", "cpu",
             "--trainer.callbacks", "PredictionWriter", "--trainer.callbacks.path", str(tmp_path / "out"),
             "--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--return_predictions", "false",
+            "--trainer.default_root_dir", str(tmp_path),
         ]
     )  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions-0.jsonl").read_text().splitlines()]
