@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.claims import pictures, train
@@ -35,9 +35,9 @@ def run(seed: int) -> Result:
     }
 
 
-def gap(result: Result, high: str, low: str, key: str = "entropy") -> float:
-    """Mean over BETAS of the difference between two divergences."""
-    return float(np.mean([a[key] - b[key] for a, b in zip(result[high], result[low], strict=True)]))
+def gap(beta: int, high: str, low: str, key: str, result: Result) -> float:
+    """Difference between two divergences at the beta of this number."""
+    return result[high][beta][key] - result[low][beta][key]
 
 
 def figure(results: Sequence[Result]) -> Figure:
@@ -59,15 +59,21 @@ CLAIM = Claim(
     statement="f-DPO keeps more diversity the nearer its divergence is to forward KL: forward KL > JSD > reverse KL",
     paper="Wang et al. 2024, 2309.16240; unverified",
     setup=f"4,000 pairs with Bradley-Terry labels (temperature .5); {STEPS} steps per divergence with the same beta "
-    f"({' and '.join(map(str, BETAS))}, averaged).",
+    f"({' and '.join(map(str, BETAS))}).",
     run=run,
-    effects=(
-        Effect("entropy of forward KL minus JSD, nats", lambda r: gap(r, "forward_kl", "jsd"), low=0),
-        Effect("entropy of JSD minus reverse KL, nats", lambda r: gap(r, "jsd", "reverse_kl"), low=0),
-        Effect("reward of forward KL minus reverse KL", lambda r: gap(r, "forward_kl", "reverse_kl", "reward")),
-        Effect("reward of JSD minus reverse KL", lambda r: gap(r, "jsd", "reverse_kl", "reward")),
+    effects=tuple(
+        Effect(
+            f"{key} of {DIVERGENCES[high]} minus {DIVERGENCES[low]}, beta {beta:g}",
+            partial(gap, i, high, low, key),
+            lowest,
+        )
+        for key, lowest in (("entropy", 0.0), ("reward", None))
+        for i, beta in enumerate(BETAS)
+        for high, low in (("forward_kl", "jsd"), ("jsd", "reverse_kl"))
     ),
     figure=figure,
-    tried="One setting. At equal beta forward KL also has less reward, so part of its diversity is that of a policy "
-    "which moved less; JSD and reverse KL reach the same reward, so their difference is not.",
+    tried="First the two values of beta were averaged: then the order holds (.40 and .53 nats), but it does so by "
+    "adding two wrong orders, so each beta was made to decide. Beta means something else to each divergence: at beta "
+    ".3 JSD is the most diverse, at beta 1 the least, with another reward each time. A sweep of beta, compared at "
+    "equal reward, was not run.",
 )
