@@ -20,7 +20,13 @@ from pl_prefopt.demo.shapes_report import ShapesReport, measure
 from pl_prefopt.demo.stages import ROOT, STAMP
 from pl_prefopt.diffusion.tiny import tiny_component
 
-SMALL = ("--data.rows=16", "--data.eval_rows=4", "--data.batch_size=8", "--trainer.max_epochs=1")
+SMALL = (
+    "--data.rows=16",
+    "--data.eval_rows=4",
+    "--data.batch_size=8",
+    "--trainer.max_epochs=1",
+    "--trainer.check_val_every_n_epoch=1",
+)
 KINDS = {"image-sft": "shapes", "image-sdxl-sft": "shapes-xl", "image-flow-sft": "shapes-flow"}
 
 
