@@ -55,7 +55,9 @@ def files(module: ShapesDataModule) -> dict[str, bytes]:
 
 def test_files_depend_on_setting_and_seed_only(tmp_path: Path) -> None:
     made = []
-    for place, options in (("a", {}), ("b", {}), ("a", {"seed": 1}), ("a", {"flip": 0.5}), ("a", {"labels": False})):
+    cases: list[tuple[str, dict[str, Any]]] = [("a", {}), ("b", {})]
+    cases += [("a", {"seed": 1}), ("a", {"flip": 0.5}), ("a", {"labels": False})]
+    for place, options in cases:
         module = ShapesDataModule(rows=6, eval_rows=2, cache_dir=str(tmp_path / place), **options)
         module.prepare_data()
         made.append(module)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -24,7 +26,7 @@ def moments(x: np.ndarray) -> tuple[Tensor, Tensor]:
 
 def oracle(a: np.ndarray, b: np.ndarray) -> float:
     s1, s2 = np.cov(a.T), np.cov(b.T)
-    root = np.asarray(scipy.linalg.sqrtm(s1 @ s2))
+    root: Any = scipy.linalg.sqrtm(s1 @ s2)
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s1 + s2 - 2 * root.real))
 
 
