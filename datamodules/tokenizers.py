@@ -110,10 +110,7 @@ class TrainedTokenizer(TokenizerBuilder):
         core = _untrained(self.kind)
         core.train_from_iterator(texts(), trainer=_trainer(self.kind, self.vocab_size))
         core.post_processor = _bos_in_front(core)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = tempfile.mkdtemp(dir=folder.parent)
-        PreTrainedTokenizerFast(tokenizer_object=core, **SPECIALS).save_pretrained(work)
-        publish(Path(work), folder)
+        write_once(folder, PreTrainedTokenizerFast(tokenizer_object=core, **SPECIALS).save_pretrained)
 
 
 def check_tokenizer(tokenizer: Any, *, needs_eos: bool) -> None:
@@ -146,6 +143,20 @@ def tokenizer_digest(tokenizer: Any) -> str:
         str(getattr(tokenizer, "chat_template", "")),
     ]
     return hashlib.sha256((body + json.dumps(rest)).encode()).hexdigest()
+
+
+def write_once(folder: Path, write: Callable[[Path], object]) -> None:
+    """Make a folder that is there whole or not at all: `write` fills another one, which then takes its place."""
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        write(work)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    publish(work, folder)
 
 
 def publish(work: Path, folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from pl_prefopt.configurable import to_config
 from pl_prefopt.datamodules._build import default_cache
 from pl_prefopt.datamodules.text import TextPreferenceDataModule
-from pl_prefopt.datamodules.tokenizers import SPECIALS, TokenizerBuilder, publish
+from pl_prefopt.datamodules.tokenizers import SPECIALS, TokenizerBuilder, write_once
 from pl_prefopt.demo.pairs import Recipe, write_splits
 from pl_prefopt.demo.sentiment import PROMPT, SIGNS, WORDS, SentimentWorld
 
@@ -121,9 +120,4 @@ class SentimentDataModule(TextPreferenceDataModule):
         super().setup(stage)
 
     def _write(self) -> None:
-        if self.folder.is_dir():
-            return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=self.folder.parent))
-        write_splits(work, self.world, self.recipe, self.seed)
-        publish(work, self.folder)
+        write_once(self.folder, lambda work: write_splits(work, self.world, self.recipe, self.seed))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from pl_prefopt.datamodules._build import default_cache
 from pl_prefopt.datamodules._checks import positive
 from pl_prefopt.datamodules._samples import write_jsonl, write_pictures
 from pl_prefopt.datamodules.image import ImagePreferenceDataModule
-from pl_prefopt.datamodules.tokenizers import publish
+from pl_prefopt.datamodules.tokenizers import write_once
 from pl_prefopt.demo.shapes import COLOURS, SHAPES, ShapesWorld, parse
 from pl_prefopt.demo.stages import run_first_stages
 
@@ -98,10 +97,9 @@ class ShapesDataModule(ImagePreferenceDataModule):
         super().setup(stage)
 
     def _write(self) -> None:
-        if self.folder.is_dir():
-            return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=self.folder.parent))
+        write_once(self.folder, self._write_splits)
+
+    def _write_splits(self, work: Path) -> None:
         rng = np.random.default_rng(self.seed)
         for split, count, flip in (("train", self.rows, self.flip), ("val", self.eval_rows, 0.0)):
             rows = (
@@ -110,7 +108,6 @@ class ShapesDataModule(ImagePreferenceDataModule):
                 else caption_rows(self.world, count, self.wrong, rng)
             )
             write_split(work, split, list(rows))
-        publish(work, self.folder)
 
 
 Row = tuple[str, Tensor, Tensor]
