@@ -58,8 +58,14 @@ class ShardStore:
     def read(self, key: str) -> dict[str, Tensor]:
         """Return the tensors of one key, without the row dimension."""
         name, row = self._places[key]
-        file = _opened(str(self.folder / name))
-        return {n: file.get_slice(n)[row] for n in file.keys()}  # noqa: SIM118  no mapping
+        return {n: values[row] for n, values in _tensors(str(self.folder / name)).items()}
+
+
+@lru_cache(maxsize=128)
+def _tensors(path: str) -> dict[str, Tensor]:
+    """All tensors of a file, mapped into memory, not read: rows are read where they are used."""
+    file = _opened(path)
+    return {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118  no mapping
 
 
 @lru_cache(maxsize=128)
