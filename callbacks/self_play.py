@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from pl_prefopt.callbacks._round_files import RoundFiles, progress, round_name, write_json
+from pl_prefopt.callbacks._shared import run_folder
 from pl_prefopt.callbacks.ches_filter import weights_key
 from pl_prefopt.callbacks.protocols import require
 from pl_prefopt.callbacks.reference_sync import ReferenceSync
@@ -91,8 +92,7 @@ class SelfPlayRounds(pl.Callback):
         require(pl_module, self, "policy", "reference", "sample")
         require(data, self, "write_samples", "write_pairs", "provide_train", "pictures")
         self._mover.setup(trainer, pl_module, stage)
-        folder = self.path or str(Path(trainer.log_dir or trainer.default_root_dir) / "rounds")
-        self._root = Path(trainer.strategy.broadcast(folder))
+        self._root = run_folder(trainer, self.path, "rounds")
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         self._trainer = trainer
         data.provide_train(self._training_file)
