@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
+
+from benchmarks.intervals import Interval, interval
 
 HERE = Path(__file__).parent
 SHARED = ("train", "fit")
@@ -85,34 +85,6 @@ class Claim:
     tried: str = ""
     cost: float = 1.0
     seeds: int = 5
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Mean with its 95% Student-t interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def text(self, digits: int) -> str:
-        """Mean, then low to high."""
-        return f"{self.mean:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Mean +- t(0.975, n - 1) s / sqrt(n).
-
-    Raises:
-        ValueError: fewer than two values, or one that is not finite.
-    """
-    from scipy.stats import t
-
-    if len(values) < 2 or not all(math.isfinite(v) for v in values):
-        raise ValueError(f"an interval needs two or more finite values, got {list(values)}; run more seeds")
-    x = np.asarray(values, dtype=float)
-    half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
-    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
 
 
 def names() -> list[str]:

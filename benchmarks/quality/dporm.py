@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
-from scipy import stats
 
+from benchmarks.intervals import interval
 from pl_prefopt.cli import main as cli
 
 EXAMPLES = Path("configs/examples")
@@ -66,13 +67,10 @@ def run(seed: int, folder: Path, *options: str) -> Result:
     return out
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half of the 95% interval (Student t); the half is infinite for one value."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, float("inf")
-    width = float(stats.t.ppf(0.975, len(values) - 1))
-    return mean, width * statistics.stdev(values) / len(values) ** 0.5
+def told(values: Sequence[float], sign: str = "") -> str:
+    """Mean and half of its 95% interval, which is infinite for one value."""
+    half = interval(values).half if len(values) > 1 else math.inf
+    return f"{fmean(values):{sign}.3f} ± {half:.3f}"
 
 
 def table(results: Sequence[Result]) -> str:
@@ -84,8 +82,7 @@ def table(results: Sequence[Result]) -> str:
         [b - a for a, b in zip(one, two, strict=True)] for one, two in zip(implicit, explicit, strict=True)
     ]
     for name, cells in rows.items():
-        shown = (f"{mean:+.3f} ± {half:.3f}" if "gap" in name else f"{mean:.3f} ± {half:.3f}"
-                 for mean, half in map(interval, cells))  # fmt: skip
+        shown = [told(values, "+" if "gap" in name else "") for values in cells]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.intervals import interval
 from pl_prefopt.cli import main as cli
 
 SETS = {"film": "film_pairs.test.jsonl", "product": "product_pairs.test.jsonl"}
-STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 
 def run(seed: int, folder: Path) -> dict[str, float]:
@@ -81,10 +81,8 @@ def main() -> None:
     words = bag_of_words(Path("../shared/data/text"))
     print("\n| held-out set | SFT then DPO, mean | 95% interval | bag of words |\n|---|---|---|---|")
     for name in SETS:
-        values = torch.tensor([r[name] for r in results])
-        half = STUDENT_T.get(seeds, 1.96) * float(values.std()) / math.sqrt(seeds)
-        mean = float(values.mean())
-        print(f"| {name} | {mean:.3f} | {mean - half:.3f} to {mean + half:.3f} | {words[name]:.3f} |")
+        found = interval([r[name] for r in results])
+        print(f"| {name} | {found.mean:.3f} | {found.low:.3f} to {found.high:.3f} | {words[name]:.3f} |")
 
 
 if __name__ == "__main__":

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import torch
 import yaml
 
-from benchmarks.quality.film import STUDENT_T
+from benchmarks.intervals import interval
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("colour", "shape", "both", "win_rate")
@@ -69,12 +68,9 @@ def main() -> None:
             print(f"seed {seed}: {[{k: round(r[k], 3) for k in NAMES} for r in found[-1]]}", flush=True)
     print("\n| share | before | after | gain, mean | 95 % interval |\n|---|---|---|---|---|")
     for name in NAMES:
-        before, after = (torch.tensor([pair[i][name] for pair in found], dtype=torch.float64) for i in (0, 1))
-        gain = after - before
-        half = STUDENT_T.get(len(gain), 1.96) * float(gain.std()) / math.sqrt(len(gain))
-        mean = float(gain.mean())
-        ends = f"{mean - half:.3f} to {mean + half:.3f}"
-        print(f"| {name} | {float(before.mean()):.3f} | {float(after.mean()):.3f} | {mean:+.3f} | {ends} |")
+        before, after = (fmean(pair[i][name] for pair in found) for i in (0, 1))
+        gain = interval([two[name] - one[name] for one, two in found])
+        print(f"| {name} | {before:.3f} | {after:.3f} | {gain.mean:+.3f} | {gain.low:.3f} to {gain.high:.3f} |")
 
 
 if __name__ == "__main__":
