@@ -58,6 +58,12 @@ def default_cache() -> Path:
     return Path(os.environ.get("PL_PREFOPT_CACHE") or f"{base}/pl_prefopt").expanduser()
 
 
+def generated_folder(cache_dir: str | None, kind: str, settings: Any) -> Path:
+    """Return where files that were generated from these plain values belong."""
+    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
+    return (Path(cache_dir).expanduser() if cache_dir else default_cache()) / kind / name
+
+
 def tokenized(
     source: Source, tokenizer: Any, settings: Settings, cache: Path, *, progress: bool = False
 ) -> TokenizedRows:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +83,21 @@ def inside(folder: str | Path, path: str) -> Path:
     Raises:
         BadRow: the path is absolute, climbs out with "..", or is a link to the outside.
     """
-    root = Path(folder).resolve()
-    full = (root / path).resolve()
+    root = resolved(folder)
+    parent, name = os.path.split(root / path)
+    full = resolved(parent) / name
+    full = full.resolve() if name == os.pardir or full.is_symlink() else full
     if Path(path).is_absolute() or not full.is_relative_to(root):
         raise BadRow("outside_path", "path", repr(path), "a relative path inside the data folder")
     return full
+
+
+def resolved(folder: str | Path) -> Path:
+    """Return a folder without links, looked up once: data files name the same folders in every row."""
+    climbs = os.pardir in Path(folder).parts  # after a link, "x/.." need not be where it seems
+    return Path(folder).resolve() if climbs else _resolved(os.path.abspath(folder))
+
+
+@lru_cache(maxsize=4096)
+def _resolved(folder: str) -> Path:
+    return Path(folder).resolve()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pl_prefopt.datamodules._arrow import ArrowSource
-from pl_prefopt.datamodules._checks import BadRow, inside, nearest, number, shown
+from pl_prefopt.datamodules._checks import BadRow, inside, nearest, number, resolved, shown
 from pl_prefopt.datamodules._formats import DROP, PAIR_NUMBERS, parsed, renamed
 from pl_prefopt.datamodules._open import JoinedSource, open_source
 from pl_prefopt.datamodules._readers import Row, Source
@@ -110,7 +110,7 @@ class ImageSource:
 
     def __getitem__(self, index: int) -> Record:
         root = self.root(index)
-        boundary = root.resolve().parents[self.above - 1] if self.above else root
+        boundary = resolved(root).parents[self.above - 1] if self.above else root
         return parse_record(self.source[index], lambda value, name: picture(value, name, root, boundary), self.columns)
 
     def where(self, index: int) -> str:
@@ -221,9 +221,9 @@ def picture(value: Any, name: str, root: Path, boundary: Path | None = None) -> 
         return Picture(name, data=bytes(value))
     if not isinstance(value, str) or not value:
         raise BadRow("bad_type", name, shown(value), "bytes of an image file, or its path", DROP)
-    outer = (boundary or root).resolve()
+    outer = resolved(boundary or root)
     try:
-        return Picture(name, path=inside(outer, str(root.resolve().relative_to(outer) / value)))
+        return Picture(name, path=inside(outer, str(resolved(root).relative_to(outer) / value)))
     except BadRow as error:
         hint = "Set image_folder if they lie elsewhere."
         raise BadRow(error.reason, name, repr(value), error.accepted, hint) from None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pl_prefopt.configurable import to_config
-from pl_prefopt.datamodules._build import default_cache
+from pl_prefopt.datamodules._build import generated_folder
 from pl_prefopt.datamodules.text import TextPreferenceDataModule
 from pl_prefopt.datamodules.tokenizers import SPECIALS, TokenizerBuilder, write_once
 from pl_prefopt.demo.pairs import Recipe, write_splits
@@ -92,9 +90,7 @@ class SentimentDataModule(TextPreferenceDataModule):
         given = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
         recipe = Recipe(labels, rows, eval_rows, temperature, flip, length_bias, similarity, list_size, soft_labels,
                         weights or {"sentiment": 1.0}, tuple(margins or ()))  # fmt: skip
-        cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
-        body = json.dumps([FORMAT, asdict(recipe), to_config(world), seed], sort_keys=True)
-        folder = cache / "sentiment" / hashlib.sha256(body.encode()).hexdigest()[:20]
+        folder = generated_folder(cache_dir, "sentiment", [FORMAT, asdict(recipe), to_config(world), seed])
         super().__init__(
             train=str(folder / "train.jsonl"),
             val=str(folder / "val.jsonl"),

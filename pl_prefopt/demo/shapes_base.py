@@ -82,7 +82,7 @@ class ShapesVAE(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, warmed up over 20 steps."""
-        optimizer = torch.optim.AdamW(self.vae.parameters(), self.lr, (0.9, 0.95), weight_decay=0.0)
+        optimizer = torch.optim.AdamW(self.vae.parameters(), self.lr, (0.9, 0.95), weight_decay=0.0, fused=True)
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min((n + 1) / 20, max(0.03, 1 - n / self.steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 

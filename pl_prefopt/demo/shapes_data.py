@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from pl_prefopt.configurable import to_config
-from pl_prefopt.datamodules._build import default_cache
+from pl_prefopt.datamodules._build import generated_folder
 from pl_prefopt.datamodules._checks import positive
 from pl_prefopt.datamodules._samples import write_jsonl, write_pictures
 from pl_prefopt.datamodules.image import ImagePreferenceDataModule
@@ -67,9 +65,8 @@ class ShapesDataModule(ImagePreferenceDataModule):
         for name, share in (("wrong", wrong), ("flip", flip)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: found {share}; accepted: a share in [0, 1].")
-        cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
         options = [FORMAT, labels, rows, eval_rows, wrong, flip, to_config(world), seed]
-        folder = cache / "shapes" / hashlib.sha256(json.dumps(options).encode()).hexdigest()[:20]
+        folder = generated_folder(cache_dir, "shapes", options)
         super().__init__(
             train=str(folder / "train.jsonl"),
             val=str(folder / "val.jsonl"),

@@ -19,6 +19,8 @@ from pl_prefopt.demo.shapes import Reading, ShapesJudge, ShapesWorld, accuracy
 from pl_prefopt.judges.base import judged
 from pl_prefopt.metrics import WinRate
 
+BATCH = 64
+"""Pictures per call of the network; these are small."""
 GAP = 2
 """Pixels between pictures and their frame."""
 ROWS = {
@@ -113,7 +115,7 @@ class ShapesReport(pl.Callback):
     def _measure(self, trainer: pl.Trainer, module: Any) -> None:
         """Every rank samples, because sharded policies need all of them."""
         world: ShapesWorld = trainer.datamodule.world  # type: ignore[attr-defined]
-        options = {"steps": self.steps, "guidance": self.guidance}
+        options = {"steps": self.steps, "guidance": self.guidance, "batch_size": BATCH}
         now: Tensor = module.sample(world.captions, self.count, self.seed, **options).float().cpu()
         before = now if self._before is None else self._before
         self._now, self._before = now, before

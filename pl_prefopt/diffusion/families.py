@@ -40,20 +40,19 @@ class Family(ABC):
         """The network's prediction for (N, C, h, w) at timesteps t (N,), in the network's dtype."""
 
     def draw(
-        self, generator: torch.Generator, shape: tuple[int, int, int], level: Callable[[], float]
+        self, generator: torch.Generator, shape: tuple[int, int, int], level: Callable[[int], Tensor]
     ) -> dict[str, Tensor]:
         """The random numbers of one row, shared by its samples and by policy and reference.
 
         Args:
             generator: the row's own, on the CPU.
             shape: (C, h, w) of a latent.
-            level: draws a noise level in [0, 1).
+            level: draws so many noise levels in [0, 1), float64.
 
         Returns:
             `t` (), the row's timestep, and `noise` (C, h, w); families may add or replace entries except `t`.
         """
-        u = torch.tensor([level()], dtype=torch.float64)
-        return {"t": self.process.timestep(u)[0], "noise": torch.randn(shape, generator=generator)}
+        return {"t": self.process.timestep(level(1))[0], "noise": torch.randn(shape, generator=generator)}
 
     def residual(self, network: nn.Module, x0: Tensor, draws: dict[str, Tensor], cond: Condition) -> Tensor:
         """Prediction minus target, (N, ...) float32, for clean latents (N, C, h, w) and draws stacked over rows."""
@@ -168,7 +167,7 @@ class Flux(Family):
         if h % 2 or w % 2:
             raise ValueError(f"Flux packs 2 x 2 latents, so height and width must be even, got latents of {h} x {w}")
         packed = FluxPipeline._pack_latents(x_t, n, c, h, w)
-        ids = FluxPipeline._prepare_latent_image_ids(n, h // 2, w // 2, x_t.device, _dtype(network))
+        ids = FluxPipeline._prepare_latent_image_ids(n, h // 2, w // 2, x_t.device, dtype_of(network))
         extra: dict[str, Any] = {"pooled_projections": _cast(network, cond["pooled"]), "img_ids": ids}
         extra["txt_ids"] = ids.new_zeros(cond["prompt_embeds"].shape[1], 3)
         if network.config.guidance_embeds:  # type: ignore[union-attr]
@@ -176,12 +175,13 @@ class Flux(Family):
         return FluxPipeline._unpack_latents(_run(network, packed, t, cond, **extra), h, w, 1)
 
 
-def _dtype(network: Any) -> torch.dtype:
-    return network.dtype
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """Dtype of the first weight; `network.dtype` of diffusers walks through all modules at every call."""
+    return next(network.parameters()).dtype
 
 
 def _cast(network: nn.Module, value: Tensor) -> Tensor:
-    return value.to(_dtype(network))
+    return value.to(dtype_of(network))
 
 
 def _run(network: nn.Module, x: Tensor, t: Tensor, cond: Condition, **extra: Any) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_prefopt.diffusion.families import Condition, Family
+from pl_prefopt.diffusion.families import Condition, Family, dtype_of
 from pl_prefopt.diffusion.processes import VariancePreserving
 from pl_prefopt.diffusion.unmasking import unmask
 
@@ -51,11 +51,11 @@ class MaskedTokens(Family):
         self.iterations = iterations
 
     def draw(
-        self, generator: torch.Generator, shape: tuple[int, int, int], level: Callable[[], float]
+        self, generator: torch.Generator, shape: tuple[int, int, int], level: Callable[[int], Tensor]
     ) -> dict[str, Tensor]:
         """The random numbers of one row with latents of `shape` (C, h, w): mask (S,), times (R, S), noise (R, S, D).
 
-        `t` () is the timestep of the mean level over masked tokens; `level` is asked once per token.
+        `t` () is the timestep of the mean level over masked tokens; every token has a level.
         """
         channels, height, width = shape
         size, count = channels * self.patch**2, (height // self.patch) * (width // self.patch)
@@ -64,7 +64,7 @@ class MaskedTokens(Family):
         )
         masked = torch.zeros(count, dtype=torch.bool)
         masked[torch.randperm(count, generator=generator)[: max(1, math.ceil(float(ratio) * count))]] = True
-        levels = torch.tensor([level() for _ in range(self.repeats * count)]).view(self.repeats, count)
+        levels = level(self.repeats * count).view(self.repeats, count)
         times = self.process.timestep(levels)
         return {
             "masked": masked,
@@ -81,7 +81,7 @@ class MaskedTokens(Family):
         """
         clean = network.patchify(x0).unsqueeze(1).expand_as(draws["noise"])
         noisy = self.process.noised(clean.flatten(0, -2), draws["noise"].flatten(0, -2), draws["times"].flatten())
-        dtype = next(network.parameters()).dtype
+        dtype = dtype_of(network)
         prediction = network(
             x0.to(dtype),
             draws["masked"],

@@ -16,13 +16,14 @@ class TimestepSampler(Configurable):
     """Draws noise levels u in [0, 1), where 1 is pure noise; the family turns them into timesteps."""
 
     @abstractmethod
-    def draw(self, generator: torch.Generator, turn: int, steps: int) -> float:
-        """One noise level for one pair.
+    def draw(self, generator: torch.Generator, turn: int, steps: int, count: int = 1) -> Tensor:
+        """Noise levels of one pair, (count,) float64.
 
         Args:
             generator: the pair's own generator, on the CPU.
             turn: the optimizer step in training, the row's id in evaluation.
             steps: number of training timesteps of the process.
+            count: how many; more than one where tokens have levels of their own.
         """
 
 
@@ -40,9 +41,9 @@ class Uniform(TimestepSampler):
         self.low = low
         self.high = high
 
-    def draw(self, generator: torch.Generator, turn: int, steps: int) -> float:
+    def draw(self, generator: torch.Generator, turn: int, steps: int, count: int = 1) -> Tensor:
         """Uniform."""
-        return self.low + (self.high - self.low) * _uniform(generator)
+        return self.low + (self.high - self.low) * _uniform(generator, count)
 
 
 class LogitNormal(TimestepSampler):
@@ -59,10 +60,10 @@ class LogitNormal(TimestepSampler):
         self.mean = mean
         self.std = std
 
-    def draw(self, generator: torch.Generator, turn: int, steps: int) -> float:
+    def draw(self, generator: torch.Generator, turn: int, steps: int, count: int = 1) -> Tensor:
         """Logit-normal."""
-        z = torch.randn((), generator=generator, dtype=torch.float64)
-        return min(float(torch.sigmoid(self.mean + self.std * z)), 1 - 1e-6)
+        z = torch.randn(count, generator=generator, dtype=torch.float64)
+        return torch.sigmoid(self.mean + self.std * z).clamp(max=1 - 1e-6)
 
 
 class Turbo(TimestepSampler):
@@ -77,10 +78,10 @@ class Turbo(TimestepSampler):
             raise ValueError(f"count must be at least 1, got {count}")
         self.count = count
 
-    def draw(self, generator: torch.Generator, turn: int, steps: int) -> float:
+    def draw(self, generator: torch.Generator, turn: int, steps: int, count: int = 1) -> Tensor:
         """One of the last timesteps of `count` equal parts."""
         part = steps // self.count
-        k = min(int(_uniform(generator) * self.count), self.count - 1)
+        k = (_uniform(generator, count) * self.count).floor().clamp(max=self.count - 1)
         return (part * k + part - 0.5) / steps
 
 
@@ -96,7 +97,7 @@ class RoundRobin(TimestepSampler):
             raise ValueError(f"values must hold at least one timestep >= 0, got {values}")
         self.values = values
 
-    def draw(self, generator: torch.Generator, turn: int, steps: int) -> float:
+    def draw(self, generator: torch.Generator, turn: int, steps: int, count: int = 1) -> Tensor:
         """The timestep whose turn it is.
 
         Raises:
@@ -105,7 +106,7 @@ class RoundRobin(TimestepSampler):
         value = self.values[turn % len(self.values)]
         if value >= steps:
             raise ValueError(f"values holds timestep {value}, but the schedule has {steps} (0 to {steps - 1})")
-        return (value + 0.5) / steps
+        return torch.full((count,), (value + 0.5) / steps, dtype=torch.float64)
 
 
 class Weighting(Configurable):
@@ -146,5 +147,5 @@ class EpsilonSpace(Weighting):
         return process.epsilon_factor(t)
 
 
-def _uniform(generator: torch.Generator) -> float:
-    return float(torch.rand((), generator=generator))
+def _uniform(generator: torch.Generator, count: int) -> Tensor:
+    return torch.rand(count, generator=generator).double()

@@ -74,8 +74,8 @@ def row_draws(
     for generator, row in zip(generators, row_ids(batch, len(like)), strict=True):
         turn = row if step is None else step
 
-        def level(generator: torch.Generator = generator, turn: int = turn) -> float:
-            return sampler.draw(generator, turn, steps)
+        def level(count: int, generator: torch.Generator = generator, turn: int = turn) -> Tensor:
+            return sampler.draw(generator, turn, steps, count)
 
         one = family.draw(generator, shape, level)  # type: ignore[arg-type]
         if offset:

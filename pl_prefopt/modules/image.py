@@ -237,12 +237,16 @@ class ImagePreferenceModule(PreferenceModule):
         steps: int = 20,
         guidance: float = 5.0,
         size: Any = None,
+        batch_size: int = 16,
     ) -> Tensor:
-        """(N, count, 3, H, W) pictures in [0, 1], the same for the same seed, whatever is drawn beside them."""
+        """(N, count, 3, H, W) pictures in [0, 1], the same for the same seed, whatever is drawn beside them.
+
+        Options are those of `pl_prefopt.diffusion.sampling.draw`.
+        """
         from pl_prefopt.diffusion.sampling import draw
 
         options = {"count": count, "steps": steps, "guidance": guidance, "size": size or self._size(), "seed": seed}
-        return draw(self.family, self.policy, self.conditioner(), conditions, **options)
+        return draw(self.family, self.policy, self.conditioner(), conditions, batch_size=batch_size, **options)
 
     def _size(self) -> tuple[int, int] | None:
         """Height and width of the datamodule's pictures, where there is one that says so."""

@@ -15,6 +15,7 @@ from scipy import stats
 
 from benchmarks.claims import __main__ as script
 from benchmarks.claims import frame, pool, train
+from benchmarks.intervals import interval
 from pl_prefopt.demo.exact import data_enumeration
 from pl_prefopt.demo.pairs import Recipe
 from pl_prefopt.demo.sentiment import SentimentWorld
@@ -44,7 +45,7 @@ def outcome(**bounds: float | None) -> frame.Outcome:
 
 
 def test_interval_is_that_of_scipy() -> None:
-    found = frame.interval(VALUES)
+    found = interval(VALUES)
     low, high = stats.t.interval(0.95, len(VALUES) - 1, loc=np.mean(VALUES), scale=stats.sem(VALUES))
     assert (found.mean, found.low, found.high) == pytest.approx((np.mean(VALUES), low, high), rel=1e-12)
 
@@ -52,7 +53,7 @@ def test_interval_is_that_of_scipy() -> None:
 @pytest.mark.parametrize("values", [[1.0], [1.0, float("nan")], []])
 def test_interval_wants_two_finite_values(values: Sequence[float]) -> None:
     with pytest.raises(ValueError, match="two or more finite"):
-        frame.interval(values)
+        interval(values)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_claim_holds_when_the_whole_interval_lies_inside(low: float, high: flo
 
 def test_page_tells_effect_interval_verdict_and_what_was_tried() -> None:
     text = frame.page([outcome(low=-0.1)], {"seeds": "5"})
-    i = frame.interval(VALUES)
+    i = interval(VALUES)
     cell = f"{i.mean:.2f} ({i.low:.2f} to {i.high:.2f})"
     assert f"| [text_x](#text_x): It works | x: {cell}, yes | holds |" in text
     assert "| minus x |" in text

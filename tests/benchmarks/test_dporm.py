@@ -15,8 +15,8 @@ needs_data = pytest.mark.skipif(not (ROOT / dporm.DATA).is_dir(), reason=f"{dpor
 
 def test_intervals_by_hand() -> None:
     """Student t for two degrees of freedom: 4.3027; for .6, .7, .8 the half is 4.3027 * .1 / sqrt(3)."""
-    assert dporm.interval([0.6, 0.7, 0.8]) == pytest.approx((0.7, 0.24841), abs=1e-4)
-    assert dporm.interval([0.6]) == (0.6, float("inf"))
+    assert dporm.told([0.6, 0.7, 0.8]) == "0.700 ± 0.248"
+    assert dporm.told([0.6], "+") == "+0.600 ± inf"
 
 
 def test_the_gap_is_paired_by_seed() -> None:

@@ -203,3 +203,14 @@ def test_paths_in_data_stay_in_the_data_folder(tmp_path: Path) -> None:
     for path in ("../x.png", "/etc/hosts", "out/x.png", "a/../../x"):
         with pytest.raises(BadRow, match="a relative path inside the data folder"):
             inside(root, path)
+
+
+def test_a_link_among_the_files_is_followed_to_where_it_leads(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    (root / "a").mkdir(parents=True)
+    (root / "kept.png").symlink_to(root / "a" / "x.png")
+    (root / "bad.png").symlink_to(tmp_path / "x.png")
+    assert inside(root, "kept.png") == root / "a" / "x.png"
+    assert inside(root, "a/../y.png") == root / "y.png"
+    with pytest.raises(BadRow, match=r"bad\.png.*a relative path inside the data folder"):
+        inside(root, "bad.png")

@@ -29,7 +29,7 @@ def network() -> MaskedAutoregressive:
 
 def draw(seed: int) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
-    return FAMILY.draw(g, SHAPE, lambda: float(torch.rand((), generator=g)))
+    return FAMILY.draw(g, SHAPE, lambda n: torch.rand(n, generator=g).double())
 
 
 def stacked(rows: int = ROWS) -> dict[str, Tensor]:
