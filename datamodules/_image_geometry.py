@@ -91,15 +91,17 @@ class Geometry:
 
     def bucket(self, size: Size) -> int:
         """Return the number of the result size whose aspect ratio is nearest to that of `size`."""
+        if len(self.sizes) == 1:
+            return 0
         aspect = math.log(size[0] / size[1])
         return int(np.argmin([abs(aspect - math.log(h / w)) for h, w in self.sizes]))
 
     def frame(self, originals: tuple[Size, Size], epoch: int, index: int) -> Frame:
         """Return the decision for pair `index` in `epoch`; it depends on nothing else."""
         variant = epoch
-        if self.crop_variants:
+        if self.random_crop and self.crop_variants:
             variant = derive_seed(self.seed, "crop", epoch, index) % self.crop_variants
-        flip = uniform(self.seed, "flip", epoch, index) < self.flip
+        flip = self.flip > 0 and uniform(self.seed, "flip", epoch, index) < self.flip
         return self.variant(originals, index, variant, flip)
 
     def variants(self, originals: tuple[Size, Size], index: int) -> list[Frame]:

@@ -163,7 +163,8 @@ class ImagePairs(Dataset[dict[str, Any]]):
         return ImagePairs(self.source, self.scanned, geometry, caption_dropout=caption_dropout, **options)
 
     def _caption(self, at: int, index: int) -> str:
-        dropped = uniform(self.geometry.seed, "caption", self.epoch, index) < self.caption_dropout
+        share = self.caption_dropout
+        dropped = share > 0 and uniform(self.geometry.seed, "caption", self.epoch, index) < share
         return "" if dropped else self.columns["caption"][at]
 
     def _numbers(self, at: int) -> dict[str, float]:

@@ -38,7 +38,7 @@ class ShardStore:
         for path in sorted(self.folder.glob("*.safetensors")):
             if path.name not in self._known:
                 keys = json.loads(_opened(str(path)).metadata()["keys"])
-                self._places |= {key: (path.name, row) for row, key in enumerate(keys)}
+                self._places |= {key: (str(path), row) for row, key in enumerate(keys)}
                 self._known.add(path.name)
 
     def missing(self, keys: Iterable[str]) -> list[str]:
@@ -57,8 +57,8 @@ class ShardStore:
 
     def read(self, key: str) -> dict[str, Tensor]:
         """Return the tensors of one key, without the row dimension."""
-        name, row = self._places[key]
-        return {n: values[row] for n, values in _tensors(str(self.folder / name)).items()}
+        path, row = self._places[key]
+        return {n: values[row] for n, values in _tensors(path).items()}
 
 
 @lru_cache(maxsize=128)

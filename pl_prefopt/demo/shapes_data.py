@@ -19,6 +19,7 @@ from pl_prefopt.demo.stages import run_first_stages
 
 FORMAT = 1
 RIGHT = 0.5
+PIPELINES = ("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",)
 
 
 class ShapesDataModule(ImagePreferenceDataModule):
@@ -84,7 +85,7 @@ class ShapesDataModule(ImagePreferenceDataModule):
 
     def prepare_data(self) -> None:
         """Write the files, then check them; first stages run before, since `setup` fills caches with what they make."""
-        run_first_stages(self.trainer)
+        run_first_stages(self.trainer, PIPELINES)
         self._write()
         super().prepare_data()
 

@@ -6,6 +6,8 @@ import hashlib
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +83,15 @@ def fit(config: str) -> None:
     main(["fit", "--config", config])
 
 
-def run_first_stages(trainer: Any) -> None:
-    """Run the `RunFirst` callbacks of a trainer now: for a datamodule whose `setup` needs what they make."""
+def run_first_stages(trainer: Any, imports: Sequence[str] = ()) -> None:
+    """Run the `RunFirst` callbacks of a trainer now: for a datamodule whose `setup` needs what they make.
+
+    Args:
+        trainer: whose callbacks.
+        imports: modules that every stage needs, loaded once, before processes are forked.
+    """
+    for name in imports:
+        import_module(name)
     for callback in getattr(trainer, "callbacks", ()):
         if isinstance(callback, RunFirst) and trainer.is_global_zero:
             callback.run()

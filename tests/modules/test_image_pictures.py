@@ -70,6 +70,8 @@ def test_draws_belong_to_their_captions(name: str) -> None:
     assert both.max() <= 1
     alone = made.sample(CAPTIONS[1:], 2, **options)  # type: ignore[arg-type]
     torch.testing.assert_close(alone[0], both[1], rtol=1e-3, atol=1e-4)
+    split = made.sample(CAPTIONS, 2, **options, batch_size=3)  # type: ignore[arg-type]
+    torch.testing.assert_close(split, both, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(both[:, 0], both[:, 1], atol=1e-3)
     twice = made.sample([CAPTIONS[0]] * 2, 1, **options)  # type: ignore[arg-type]
     assert not torch.allclose(twice[0], twice[1], atol=1e-3)
