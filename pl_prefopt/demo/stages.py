@@ -52,7 +52,8 @@ class RunFirst(pl.Callback):
         if stamp.is_file() and stamp.read_text() == key:
             return
         rank_zero_info("first stage: %s -> %s", self.config, self.result)
-        process: Any = multiprocessing.get_context(start_method()).Process(target=fit, args=(str(config),))
+        context: Any = multiprocessing.get_context(start_method())
+        process = context.Process(target=fit, args=(str(config),))
         process.start()
         process.join()
         if process.exitcode or not Path(self.result).is_dir():

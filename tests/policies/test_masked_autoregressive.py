@@ -25,7 +25,7 @@ def builder(**options: Any) -> MaskedAutoregressivePolicy:
 
 def residual(policy: MaskedAutoregressivePolicy, network: torch.nn.Module) -> Tensor:
     family, g = policy.family(), torch.Generator().manual_seed(0)
-    drawn = [family.draw(g, (3, 8, 8), lambda: float(torch.rand((), generator=g))) for _ in range(2)]
+    drawn = [family.draw(g, (3, 8, 8), lambda n: torch.rand(n, generator=g).double()) for _ in range(2)]
     draws = {k: torch.stack([d[k] for d in drawn]) for k in drawn[0]}
     cond = policy.conditioner().encode_text(["a red circle", "a blue square"])
     return family.residual(network, torch.randn(2, 3, 8, 8, generator=g), draws, cond)
