@@ -2,7 +2,7 @@
 
     python -m tests.image_runs FOLDER '{"devices": 2, ...}'
 
-The result is FOLDER/weights.pt (trainable tensors) and FOLDER/metrics.json.
+The result is FOLDER/weights.pt (trainable tensors), FOLDER/metrics.json and, of every process, history-RANK.json.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from pl_prefopt.callbacks import SelfPlayRounds
 from pl_prefopt.datamodules import ImagePreferenceDataModule
+from pl_prefopt.demo.features import RandomFeatures
 from pl_prefopt.modules import ImagePreferenceModule
 from pl_prefopt.modules.checkpoints import trainable_tensors
 from pl_prefopt.objectives import DPO
@@ -27,6 +29,7 @@ from tests.datamodules.images import picture_folder
 from tests.pictures import tiny_diffusion
 
 ROOT = Path(__file__).parent.parent
+SHORT = {"steps": 1, "guidance": 1.0}
 
 
 def image_run(folder: Path, callbacks: list[pl.Callback] | None = None, **options: Any) -> pl.Trainer:
@@ -47,13 +50,18 @@ def image_run(folder: Path, callbacks: list[pl.Callback] | None = None, **option
         flip=0.5,
     )
     devices = options.get("devices", 1)
+    play = SelfPlayRounds(RandomFeatures(8), rounds=2, every_n_steps=1, samples=5, sampling=SHORT, piece=2)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         max_epochs=2,
         max_steps=options.get("max_steps", -1),
-        callbacks=[*(callbacks or []), ModelCheckpoint(folder / "checkpoints", every_n_train_steps=1, save_top_k=-1)],
+        callbacks=[
+            *(callbacks or []),
+            *([play] if options.get("self_play") else []),
+            ModelCheckpoint(folder / "checkpoints", every_n_train_steps=1, save_top_k=-1),
+        ],
         logger=False,
         default_root_dir=folder,
         enable_progress_bar=False,
@@ -61,6 +69,7 @@ def image_run(folder: Path, callbacks: list[pl.Callback] | None = None, **option
         num_sanity_val_steps=0,
     )
     trainer.fit(module, datamodule=data, ckpt_path=options.get("resume"))
+    (folder / f"history-{trainer.global_rank}.json").write_text(json.dumps(play.history))
     if trainer.is_global_zero:
         kept = {k: v.detach().clone() for k, v in trainable_tensors(module).items()}
         torch.save(kept, folder / "weights.pt")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pl_prefopt.callbacks import AdapterExport, CHESFilter, FastSlowLoRA, ReferenceSync, SamplePreview
 from tests.image_runs import image_run, metrics, spread, weights
@@ -46,6 +49,25 @@ def test_two_processes_equal_one(plain: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(found[key], value, rtol=1e-3, atol=2e-5)
     for key in KEPT:
         assert metrics(tmp_path)[key] == pytest.approx(metrics(plain)[key], rel=1e-3, abs=1e-5), key
+
+
+def test_two_processes_play_against_themselves_as_one_does(tmp_path: Path) -> None:
+    """Samples are shared out and equal those of one process; both see one FID and keep one set of weights."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    image_run(one, self_play=True, moving=True)
+    spread(two, self_play=True, moving=True, devices=2, batch_size=2)
+    drawn = [sorted((f / "rounds/round-000/samples").rglob("*.png")) for f in (one, two)]
+    assert [p.relative_to(one) for p in drawn[0]] == [p.relative_to(two) for p in drawn[1]]
+    assert len(drawn[0]) == 12
+    for a, b in zip(*drawn, strict=True):
+        assert np.abs(np.asarray(Image.open(a), int) - np.asarray(Image.open(b), int)).max() <= 1
+    lines = [(f / "rounds/round-000/pairs.jsonl").read_text() for f in (one, two)]
+    assert lines[0] == lines[1]
+    history = [json.loads((two / f"history-{rank}.json").read_text()) for rank in (0, 1)]
+    assert history[0] == history[1]
+    steps = [h["step"] for h in history[0]]
+    assert steps[:4] == [0, 1, 2, 3]
+    assert json.loads((two / "rounds/fid.json").read_text()) == history[0]
 
 
 def test_moving_reference_previews_and_exports(tmp_path: Path) -> None:
