@@ -51,6 +51,8 @@ def image_run(folder: Path, callbacks: list[pl.Callback] | None = None, **option
     )
     devices = options.get("devices", 1)
     play = SelfPlayRounds(RandomFeatures(8), rounds=2, every_n_steps=1, samples=5, sampling=SHORT, piece=2)
+    playing = [play] if options.get("self_play") else []
+    saving = ModelCheckpoint(folder / "checkpoints", every_n_train_steps=1, save_top_k=-1)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=devices,
