@@ -59,11 +59,7 @@ def image_run(folder: Path, callbacks: list[pl.Callback] | None = None, **option
         strategy="ddp" if devices > 1 else "auto",
         max_epochs=2,
         max_steps=options.get("max_steps", -1),
-        callbacks=[
-            *(callbacks or []),
-            *([play] if options.get("self_play") else []),
-            ModelCheckpoint(folder / "checkpoints", every_n_train_steps=1, save_top_k=-1),
-        ],
+        callbacks=[*(callbacks or []), *playing, saving],
         logger=False,
         default_root_dir=folder,
         enable_progress_bar=False,
