@@ -52,16 +52,16 @@ class Settings:
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def default_cache() -> Path:
-    """Return the data cache: $PL_PREFOPT_CACHE, or pl_prefopt in the user's cache folder."""
+def default_cache(chosen: str | None = None) -> Path:
+    """Return the data cache: `chosen`, else $PL_PREFOPT_CACHE, or pl_prefopt in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("PL_PREFOPT_CACHE") or f"{base}/pl_prefopt").expanduser()
+    return Path(chosen or os.environ.get("PL_PREFOPT_CACHE") or f"{base}/pl_prefopt").expanduser()
 
 
 def generated_folder(cache_dir: str | None, kind: str, settings: Any) -> Path:
     """Return where files that were generated from these plain values belong."""
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
-    return (Path(cache_dir).expanduser() if cache_dir else default_cache()) / kind / name
+    return default_cache(cache_dir) / kind / name
 
 
 def tokenized(

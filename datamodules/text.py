@@ -114,7 +114,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
         self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.builder = PretrainedTokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer or TrainedTokenizer()
         self.chat_template = chat_template
-        self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
+        self.cache = default_cache(cache_dir)
         self._limits: dict[str, Any] = limit if isinstance(limit, dict) else dict.fromkeys(SPLITS, limit)
         if isinstance(train, dict) and (len(train) < 2 or streaming):
             raise ValueError(

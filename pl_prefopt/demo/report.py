@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from pl_prefopt.callbacks._shared import run_folder
 from pl_prefopt.demo.exact import Enumeration, enumerate_policy, frontier, measure, reward_table, sample
 from pl_prefopt.demo.plots import curves_figure, reward_kl_figure
 from pl_prefopt.demo.sentiment import TOPICS, UNSEEN_TOPICS, SentimentWorld
@@ -119,7 +120,7 @@ class DemoReport(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write samples and pictures, print the summary."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+        folder = run_folder(trainer)
         if not trainer.is_global_zero or not self.history:
             return
         if self.history[-1]["step"] != trainer.global_step:

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
 
+from pl_prefopt.callbacks._shared import run_folder
 from pl_prefopt.demo.plots import canvas
 from pl_prefopt.demo.shapes import Reading, ShapesJudge, ShapesWorld, accuracy
 from pl_prefopt.judges.base import judged
@@ -108,7 +109,7 @@ class ShapesReport(pl.Callback):
         found = trainer.callback_metrics.get("val/accuracy")
         if found is not None:
             self.history[-1]["accuracy"] = float(found)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all ranks
+        folder = run_folder(trainer)
         if trainer.is_global_zero:
             self._write(trainer, folder)
 

@@ -44,14 +44,20 @@ class RunFirst(pl.Callback):
             self.run()
         trainer.strategy.barrier("RunFirst")
 
-    def run(self) -> None:
-        """Run the stage if its result is missing or was made from another text."""
+    def run(self, imports: Sequence[str] = ()) -> None:
+        """Run the stage if its result is missing or was made from another text.
+
+        Args:
+            imports: modules that it needs, as its followers do: loaded before its process is forked, so once.
+        """
         config = find_config(self.config)
         key = hashlib.sha256(config.read_bytes()).hexdigest()
         stamp = Path(self.result) / STAMP
         if stamp.is_file() and stamp.read_text() == key:
             return
         rank_zero_info("first stage: %s -> %s", self.config, self.result)
+        for name in imports:
+            import_module(name)
         context: Any = multiprocessing.get_context(start_method())
         process = context.Process(target=fit, args=(str(config),))
         process.start()
@@ -85,17 +91,10 @@ def fit(config: str) -> None:
 
 
 def run_first_stages(trainer: Any, imports: Sequence[str] = ()) -> None:
-    """Run the `RunFirst` callbacks of a trainer now: for a datamodule whose `setup` needs what they make.
-
-    Args:
-        trainer: whose callbacks.
-        imports: modules that every stage needs, loaded once, before processes are forked.
-    """
-    for name in imports:
-        import_module(name)
+    """Run the `RunFirst` callbacks of a trainer now: for a datamodule whose `setup` needs what they make."""
     for callback in getattr(trainer, "callbacks", ()):
         if isinstance(callback, RunFirst) and trainer.is_global_zero:
-            callback.run()
+            callback.run(imports)
 
 
 def find_config(name: str) -> Path:

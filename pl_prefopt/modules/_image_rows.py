@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,11 +73,7 @@ def row_draws(
     steps, shape = family.process.steps, tuple(like.shape[2:])
     drawn = []
     for generator, row in zip(generators, row_ids(batch, len(like)), strict=True):
-        turn = row if step is None else step
-
-        def level(count: int, generator: torch.Generator = generator, turn: int = turn) -> Tensor:
-            return sampler.draw(generator, turn, steps, count)
-
+        level = partial(sampler.draw, generator, row if step is None else step, steps)
         one = family.draw(generator, shape, level)  # type: ignore[arg-type]
         if offset:
             one["noise"] = one["noise"] + offset * torch.randn(shape[0], 1, 1, generator=generator)
