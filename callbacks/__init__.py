@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pl_prefopt._lazy import exports
+from pl_prefopt.utilities.lazy import exports
 
 if __name__ != "pl_prefopt.callbacks":
     raise ImportError(
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pl_prefopt.callbacks.preference_rounds import PreferenceRounds
     from pl_prefopt.callbacks.reference_sync import ReferenceSync
     from pl_prefopt.callbacks.sample_preview import SamplePreview
-    from pl_prefopt.callbacks.self_play import SelfPlayRounds
+    from pl_prefopt.callbacks.self_play_rounds import SelfPlayRounds
 
 _HOMES = {
     "AdapterExport": "adapter_export",
@@ -33,7 +33,7 @@ _HOMES = {
     "PreferenceRounds": "preference_rounds",
     "ReferenceSync": "reference_sync",
     "SamplePreview": "sample_preview",
-    "SelfPlayRounds": "self_play",
+    "SelfPlayRounds": "self_play_rounds",
 }
 __all__ = [
     "AdapterExport",

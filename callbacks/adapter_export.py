@@ -9,9 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from pl_prefopt.callbacks._shared import run_folder
-from pl_prefopt.callbacks.protocols import require
-from pl_prefopt.sharding import whole
+from pl_prefopt.callbacks.support.protocols import require
+from pl_prefopt.callbacks.support.shared import run_folder
+from pl_prefopt.utilities.sharding import whole
 
 
 class AdapterExport(pl.Callback):

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import move_data_to_device, rank_zero_info
 
-from pl_prefopt.callbacks._ches_report import report
-from pl_prefopt.callbacks._shared import evaluating, run_folder
-from pl_prefopt.callbacks.protocols import require
+from pl_prefopt.callbacks.support.ches_report import report
+from pl_prefopt.callbacks.support.protocols import require
+from pl_prefopt.callbacks.support.shared import evaluating, run_folder
 from pl_prefopt.metrics.functional import ches_score
-from pl_prefopt.sharding import whole
+from pl_prefopt.utilities.sharding import whole
 
 
 class CHESFilter(pl.Callback):

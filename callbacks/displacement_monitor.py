@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
 from torch import Tensor
 
-from pl_prefopt.callbacks._shared import evaluating, gather_rows, run_folder
-from pl_prefopt.callbacks.protocols import require
+from pl_prefopt.callbacks.support.protocols import require
+from pl_prefopt.callbacks.support.shared import evaluating, gather_rows, run_folder
 
 
 class LikelihoodDisplacementMonitor(pl.Callback):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.adapters import adapter_active, adapter_names, adapter_parameters, add_adapter_copy, has_adapters
-from pl_prefopt.callbacks.protocols import require
+from pl_prefopt.callbacks.support.protocols import require
 from pl_prefopt.losses import fast_slow_loss
 
 SLOW = "slow"

@@ -9,10 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 
-from pl_prefopt.callbacks._influence_probe import Probe, SourceData, find_sources, quiet
-from pl_prefopt.callbacks._shared import run_folder
-from pl_prefopt.callbacks.protocols import require
-from pl_prefopt.influence import METHODS, SURROGATES, direct_mixture, regression_mixture
+from pl_prefopt.callbacks.support.influence_probe import Probe, SourceData, find_sources, quiet
+from pl_prefopt.callbacks.support.protocols import require
+from pl_prefopt.callbacks.support.shared import run_folder
+from pl_prefopt.mixtures.influence import METHODS, SURROGATES, direct_mixture, regression_mixture
 
 
 class GroupInfluenceMixture(pl.Callback):

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from pl_prefopt.callbacks._shared import run_folder
+from pl_prefopt.callbacks.support.shared import run_folder
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -12,7 +12,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from pl_prefopt.callbacks._round_files import (
+from pl_prefopt.callbacks.ches_filter import weights_key
+from pl_prefopt.callbacks.reference_sync import ReferenceSync
+from pl_prefopt.callbacks.support.protocols import require
+from pl_prefopt.callbacks.support.shared import evaluating, run_folder
+from pl_prefopt.judges import Judge, judged
+from pl_prefopt.rounds import BestWorst, PairRule
+from pl_prefopt.rounds.files import (
     RoundFiles,
     Row,
     digest,
@@ -24,14 +30,8 @@ from pl_prefopt.callbacks._round_files import (
     span,
     write_json,
 )
-from pl_prefopt.callbacks._shared import evaluating, run_folder
-from pl_prefopt.callbacks.ches_filter import weights_key
-from pl_prefopt.callbacks.protocols import require
-from pl_prefopt.callbacks.reference_sync import ReferenceSync
-from pl_prefopt.configurable import to_config
-from pl_prefopt.judges import Judge, judged
-from pl_prefopt.rounds import BestWorst, PairRule
-from pl_prefopt.seeding import derive_seed, keyed_generator
+from pl_prefopt.utilities.configurable import to_config
+from pl_prefopt.utilities.seeding import derive_seed, keyed_generator
 
 
 class PreferenceRounds(pl.Callback):

@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from pl_prefopt.callbacks.protocols import require
-from pl_prefopt.sharding import fill, settle, whole
+from pl_prefopt.callbacks.support.protocols import require
+from pl_prefopt.utilities.sharding import fill, settle, whole
 
 
 class ReferenceSync(pl.Callback):

@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from pl_prefopt.callbacks._shared import evaluating, run_folder
-from pl_prefopt.callbacks._shows import SAMPLE_RATE, Made, show_of
-from pl_prefopt.callbacks.protocols import require
+from pl_prefopt.callbacks.support.protocols import require
+from pl_prefopt.callbacks.support.shared import evaluating, run_folder
+from pl_prefopt.callbacks.support.shows import SAMPLE_RATE, Made, show_of
 
 
 class HasPreview(Protocol):

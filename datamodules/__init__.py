@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pl_prefopt._lazy import exports
+from pl_prefopt.utilities.lazy import exports
 
 if __name__ != "pl_prefopt.datamodules":
     raise ImportError(
@@ -12,34 +12,34 @@ if __name__ != "pl_prefopt.datamodules":
     )
 
 if TYPE_CHECKING:
-    from pl_prefopt.datamodules._base import PreferenceDataModule
-    from pl_prefopt.datamodules._collate import Collator
-    from pl_prefopt.datamodules._image_rows import ImagePairs
-    from pl_prefopt.datamodules._loader import PlannedLoader
-    from pl_prefopt.datamodules._rows import TokenizedRows
-    from pl_prefopt.datamodules._sampler import EvalBatches, Share, TrainBatches
+    from pl_prefopt.datamodules.base import PreferenceDataModule
     from pl_prefopt.datamodules.image import ImagePreferenceDataModule
-    from pl_prefopt.datamodules.image_relabel import relabel_images
+    from pl_prefopt.datamodules.image.rows import ImagePairs
+    from pl_prefopt.datamodules.loading.batches import EvalBatches, Share, TrainBatches
+    from pl_prefopt.datamodules.loading.loader import PlannedLoader
+    from pl_prefopt.datamodules.media.relabel import relabel_images
     from pl_prefopt.datamodules.prompts import PromptDataModule
     from pl_prefopt.datamodules.text import TextPreferenceDataModule
+    from pl_prefopt.datamodules.text.collate import Collator
+    from pl_prefopt.datamodules.text.rows import TokenizedRows
     from pl_prefopt.datamodules.tokenizers import PretrainedTokenizer, TokenizerBuilder, TrainedTokenizer
 
 _HOMES = {
-    "Collator": "_collate",
-    "EvalBatches": "_sampler",
-    "ImagePairs": "_image_rows",
-    "ImagePreferenceDataModule": "image",
-    "PlannedLoader": "_loader",
-    "PreferenceDataModule": "_base",
+    "Collator": "text.collate",
+    "EvalBatches": "loading.batches",
+    "ImagePairs": "image.rows",
+    "ImagePreferenceDataModule": "image.datamodule",
+    "PlannedLoader": "loading.loader",
+    "PreferenceDataModule": "base",
     "PretrainedTokenizer": "tokenizers",
     "PromptDataModule": "prompts",
-    "Share": "_sampler",
-    "TextPreferenceDataModule": "text",
-    "TokenizedRows": "_rows",
+    "Share": "loading.batches",
+    "TextPreferenceDataModule": "text.datamodule",
+    "TokenizedRows": "text.rows",
     "TokenizerBuilder": "tokenizers",
-    "TrainBatches": "_sampler",
+    "TrainBatches": "loading.batches",
     "TrainedTokenizer": "tokenizers",
-    "relabel_images": "image_relabel",
+    "relabel_images": "media.relabel",
 }
 __all__ = [
     "Collator",

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pl_prefopt.configurable import Configurable
-from pl_prefopt.datamodules._checks import one_of, positive
-from pl_prefopt.tokenizer_files import load_tokenizer
+from pl_prefopt.datamodules.files.checks import one_of, positive
+from pl_prefopt.logprobs.tokenizer_files import load_tokenizer
+from pl_prefopt.utilities.configurable import Configurable
 
 SPECIALS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
 KINDS = ("bpe", "word")

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pl_prefopt.callbacks import SelfPlayRounds
 from pl_prefopt.datamodules import ImagePreferenceDataModule
-from pl_prefopt.demo.features import RandomFeatures
+from pl_prefopt.demo.image.features import RandomFeatures
 from pl_prefopt.modules import ImagePreferenceModule
 from pl_prefopt.modules.checkpoints import trainable_tensors
 from pl_prefopt.objectives import DPO

@@ -27,7 +27,7 @@ from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.modules.checkpoints import trainable_tensors
 from pl_prefopt.references import AdapterCopy, AutoReference, CachedReference, FrozenCopy
 from pl_prefopt.rounds import AllPairs
-from pl_prefopt.sharding import whole
+from pl_prefopt.utilities.sharding import whole
 from tests.tiny import QWEN2, tiny_lm
 
 ROOT = Path(__file__).parent.parent

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pl_prefopt.configurable import Configurable, from_config, to_config
 from pl_prefopt.metrics import ExactMeans
 from pl_prefopt.objectives import DPO, SFT, Mixture, Objective
 from pl_prefopt.policies import CausalLM, FromCallable
 from pl_prefopt.references import CachedReference, FrozenCopy, Reference
-from pl_prefopt.seeding import derive_seed, keyed_generator
+from pl_prefopt.utilities.configurable import Configurable, from_config, to_config
+from pl_prefopt.utilities.seeding import derive_seed, keyed_generator
 from tests.tiny import QWEN2
 
 

@@ -93,7 +93,7 @@ def run(code: str, installed: Path) -> subprocess.CompletedProcess[str]:
 def test_the_installed_package_imports_from_anywhere(installed: Path) -> None:
     code = (
         "import pl_prefopt.datamodules as d, pl_prefopt.callbacks as c, pl_prefopt.losses; "
-        "assert d.TextPreferenceDataModule.__module__ == 'pl_prefopt.datamodules.text'; "
+        "assert d.TextPreferenceDataModule.__module__ == 'pl_prefopt.datamodules.text.datamodule'; "
         "print(pl_prefopt.__file__, d.__file__, c.__file__)"
     )
     done = run(code, installed)

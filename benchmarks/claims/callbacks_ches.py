@@ -15,8 +15,8 @@ from benchmarks.claims import pictures, train
 from benchmarks.claims.fit import MemoryData, fit
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.callbacks import CHESFilter
-from pl_prefopt.demo.pairs import Recipe
-from pl_prefopt.demo.sentiment import SentimentWorld
+from pl_prefopt.demo.text.pairs import Recipe
+from pl_prefopt.demo.text.world import SentimentWorld
 from pl_prefopt.objectives import DPO
 
 WORLD = SentimentWorld()

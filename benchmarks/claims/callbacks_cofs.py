@@ -14,11 +14,11 @@ from torch import nn
 from benchmarks.claims import pictures, train
 from benchmarks.claims.fit import MemoryData, fit, with_lora
 from benchmarks.claims.frame import Claim, Effect, Result
+from pl_prefopt.adapters.cofs import mix_on_memory
 from pl_prefopt.callbacks import FastSlowLoRA
-from pl_prefopt.cofs import mix_on_memory
-from pl_prefopt.demo.exact import reward_table
-from pl_prefopt.demo.pairs import Recipe
-from pl_prefopt.demo.sentiment import SentimentWorld
+from pl_prefopt.demo.text.exact import reward_table
+from pl_prefopt.demo.text.pairs import Recipe
+from pl_prefopt.demo.text.world import SentimentWorld
 from pl_prefopt.objectives import DPO
 
 WORLD = SentimentWorld()

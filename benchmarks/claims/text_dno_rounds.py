@@ -16,10 +16,10 @@ from benchmarks.claims import pictures, train
 from benchmarks.claims.fit import MemoryData, fit
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.callbacks import PreferenceRounds
-from pl_prefopt.demo.data import SentimentDataModule
-from pl_prefopt.demo.judge import SentimentJudge
-from pl_prefopt.demo.pairs import Recipe
-from pl_prefopt.demo.sentiment import SentimentWorld
+from pl_prefopt.demo.text.data import SentimentDataModule
+from pl_prefopt.demo.text.judge import SentimentJudge
+from pl_prefopt.demo.text.pairs import Recipe
+from pl_prefopt.demo.text.world import SentimentWorld
 from pl_prefopt.objectives import DPO
 from pl_prefopt.rounds import ThresholdGap
 

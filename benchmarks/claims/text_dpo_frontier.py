@@ -10,10 +10,10 @@ from torch import nn
 
 from benchmarks.claims import pictures, train
 from benchmarks.claims.frame import Claim, Effect, Result
-from pl_prefopt.demo.exact import Enumeration, frontier
-from pl_prefopt.demo.pairs import Recipe
-from pl_prefopt.demo.report import TEMPERATURES
-from pl_prefopt.demo.sentiment import SentimentWorld
+from pl_prefopt.demo.text.exact import Enumeration, frontier
+from pl_prefopt.demo.text.pairs import Recipe
+from pl_prefopt.demo.text.report import TEMPERATURES
+from pl_prefopt.demo.text.world import SentimentWorld
 from pl_prefopt.objectives import DPO, SFT, Objective
 
 WORLD = SentimentWorld()

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.claims import pictures, train
 from benchmarks.claims.frame import Claim, Effect, Result
-from pl_prefopt.demo.pairs import Recipe
-from pl_prefopt.demo.sentiment import SentimentWorld
+from pl_prefopt.demo.text.pairs import Recipe
+from pl_prefopt.demo.text.world import SentimentWorld
 from pl_prefopt.objectives import FDPO
 
 WORLD = SentimentWorld()

@@ -10,8 +10,8 @@ from torch import nn
 
 from benchmarks.claims import pictures, train
 from benchmarks.claims.frame import Claim, Effect, Result
-from pl_prefopt.demo.pairs import Recipe
-from pl_prefopt.demo.sentiment import SentimentWorld
+from pl_prefopt.demo.text.pairs import Recipe
+from pl_prefopt.demo.text.world import SentimentWorld
 from pl_prefopt.objectives import DPO, IRPO, Objective, SoftmaxDPO
 
 WORLD = SentimentWorld()

@@ -10,9 +10,9 @@ from torch import nn
 
 from benchmarks.claims import pictures, train
 from benchmarks.claims.frame import Claim, Effect, Result
-from pl_prefopt.demo.exact import Enumeration, measure
-from pl_prefopt.demo.pairs import Recipe
-from pl_prefopt.demo.sentiment import SentimentWorld
+from pl_prefopt.demo.text.exact import Enumeration, measure
+from pl_prefopt.demo.text.pairs import Recipe
+from pl_prefopt.demo.text.world import SentimentWorld
 from pl_prefopt.objectives import ADPO, DPO, Objective, RobustDPO
 
 WORLD = SentimentWorld()

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pl_prefopt.demo.data import sentiment_tokenizer
-from pl_prefopt.demo.exact import Enumeration, enumerate_policy, measure
-from pl_prefopt.demo.pairs import Recipe, Row, draw_rows
-from pl_prefopt.demo.sentiment import TOPICS, UNSEEN_TOPICS, WORDS, SentimentWorld
+from pl_prefopt.demo.text.data import sentiment_tokenizer
+from pl_prefopt.demo.text.exact import Enumeration, enumerate_policy, measure
+from pl_prefopt.demo.text.pairs import Recipe, Row, draw_rows
+from pl_prefopt.demo.text.world import TOPICS, UNSEEN_TOPICS, WORDS, SentimentWorld
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import CausalLM, FromCallable

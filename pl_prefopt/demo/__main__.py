@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 
 from pl_prefopt.cli import main as cli
-from pl_prefopt.demo import pareto
 from pl_prefopt.demo.stages import ROOT, find_config
+from pl_prefopt.demo.text import pareto
 
 
 def main(args: list[str] | None = None) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.diffusion.families import Condition, Family
-from pl_prefopt.policies.base import eval_mode
-from pl_prefopt.seeding import keyed_generator
+from pl_prefopt.utilities.modes import eval_mode
+from pl_prefopt.utilities.seeding import keyed_generator
 
 Size = tuple[int, int]
 

@@ -8,8 +8,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from pl_prefopt.configurable import Configurable
 from pl_prefopt.diffusion.processes import Process
+from pl_prefopt.utilities.configurable import Configurable
 
 
 class TimestepSampler(Configurable):

@@ -231,7 +231,7 @@ def tiny_component(name: str, part: str, seed: int) -> nn.Module | Any | None:
 
     The weights depend on (name of the pipeline, part, seed) only; the global random state is left as it was.
     """
-    from pl_prefopt.seeding import derive_seed
+    from pl_prefopt.utilities.seeding import derive_seed
 
     spec = TINY[name]
     if part.startswith("tokenizer"):

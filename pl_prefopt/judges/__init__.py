@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pl_prefopt._lazy import exports
+from pl_prefopt.utilities.lazy import exports
 
 if TYPE_CHECKING:
     from pl_prefopt.judges.base import Judge, judged
     from pl_prefopt.judges.image import Aesthetic, OpenCLIP, PickScore
-    from pl_prefopt.judges.image_rules import Colourfulness, Sharpness
-    from pl_prefopt.judges.implicit import ImplicitReward
-    from pl_prefopt.judges.rating import VerbalisedRating
-    from pl_prefopt.judges.reasoning import R3, r3_filter, r3_scores, r3_weights
-    from pl_prefopt.judges.reward_model import RewardModel
-    from pl_prefopt.judges.rules import LengthJudge, NoRepeats, RegexJudge, WeightedSum
+    from pl_prefopt.judges.image.rating import VerbalisedRating
+    from pl_prefopt.judges.image.rules import Colourfulness, Sharpness
+    from pl_prefopt.judges.text.implicit import ImplicitReward
+    from pl_prefopt.judges.text.reasoning import R3, r3_filter, r3_scores, r3_weights
+    from pl_prefopt.judges.text.reward_model import RewardModel
+    from pl_prefopt.judges.text.rules import LengthJudge, NoRepeats, RegexJudge, WeightedSum
 
 _HOMES = {
-    "Aesthetic": "image",
-    "Colourfulness": "image_rules",
-    "ImplicitReward": "implicit",
+    "Aesthetic": "image.models",
+    "Colourfulness": "image.rules",
+    "ImplicitReward": "text.implicit",
     "Judge": "base",
-    "LengthJudge": "rules",
-    "NoRepeats": "rules",
-    "OpenCLIP": "image",
-    "PickScore": "image",
-    "R3": "reasoning",
-    "RegexJudge": "rules",
-    "RewardModel": "reward_model",
-    "Sharpness": "image_rules",
-    "VerbalisedRating": "rating",
-    "WeightedSum": "rules",
+    "LengthJudge": "text.rules",
+    "NoRepeats": "text.rules",
+    "OpenCLIP": "image.models",
+    "PickScore": "image.models",
+    "R3": "text.reasoning",
+    "RegexJudge": "text.rules",
+    "RewardModel": "text.reward_model",
+    "Sharpness": "image.rules",
+    "VerbalisedRating": "image.rating",
+    "WeightedSum": "text.rules",
     "judged": "base",
-    "r3_filter": "reasoning",
-    "r3_scores": "reasoning",
-    "r3_weights": "reasoning",
+    "r3_filter": "text.reasoning",
+    "r3_scores": "text.reasoning",
+    "r3_weights": "text.reasoning",
 }
 __all__ = [
     "R3",

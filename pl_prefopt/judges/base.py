@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pl_prefopt.configurable import Configurable
+from pl_prefopt.utilities.configurable import Configurable
 
 
 class Judge(Configurable, ABC):

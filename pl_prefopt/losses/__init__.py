@@ -1,6 +1,5 @@
 """Pure functions of log-ratios: unreduced, differentiable twice, torch only."""
 
-from pl_prefopt.losses.adapters import fast_slow_loss
 from pl_prefopt.losses.diffusion import (
     ddo_loss,
     denoising_logratios,
@@ -12,6 +11,7 @@ from pl_prefopt.losses.diffusion import (
     safeguard_factor,
 )
 from pl_prefopt.losses.divergence import f_dpo_loss, f_score
+from pl_prefopt.losses.fast_slow import fast_slow_loss
 from pl_prefopt.losses.lists import (
     adpo_listwise_loss,
     adpo_pairwise_loss,
@@ -19,7 +19,7 @@ from pl_prefopt.losses.lists import (
     plackett_luce_loss,
     softmax_dpo_loss,
 )
-from pl_prefopt.losses.multi import modpo_loss, modpo_weights
+from pl_prefopt.losses.multi import modpo_loss, modpo_weights, pama_loss, pama_scale
 from pl_prefopt.losses.pairwise import (
     apo_down_loss,
     apo_zero_loss,
@@ -34,7 +34,6 @@ from pl_prefopt.losses.pairwise import (
     robust_dpo_loss,
     sppo_loss,
 )
-from pl_prefopt.losses.pareto import pama_loss, pama_scale
 from pl_prefopt.losses.reference_free import orpo_loss, simpo_loss
 from pl_prefopt.losses.token import length_desensitized_sum, tdpo_loss
 

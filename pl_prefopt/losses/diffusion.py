@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from pl_prefopt.losses._checks import positive, rows, within
-from pl_prefopt.losses._math import softplus, wide
+from pl_prefopt.losses.math import softplus, wide
 from pl_prefopt.losses.pairwise import dpo_loss
+from pl_prefopt.utilities.checks import positive, rows, within
 
 
 def denoising_logratios(policy_errors: Tensor, reference_errors: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from pl_prefopt.losses._checks import choice, positive, rows, within
-from pl_prefopt.losses._math import softplus, wide
+from pl_prefopt.losses.math import softplus, wide
+from pl_prefopt.utilities.checks import choice, positive, rows, within
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "alpha")
 MAX_EXPONENT = 30.0

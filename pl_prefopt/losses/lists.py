@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from pl_prefopt.losses._checks import (
+from pl_prefopt.losses.math import softplus, wide
+from pl_prefopt.utilities.checks import (
     choice,
     distributions,
     finite,
@@ -22,7 +23,6 @@ from pl_prefopt.losses._checks import (
     same_shape,
     table,
 )
-from pl_prefopt.losses._math import softplus, wide
 
 
 def softmax_dpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float = 0.1, mask: Tensor | None = None) -> Tensor:

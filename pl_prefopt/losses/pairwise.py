@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from pl_prefopt.losses._checks import per_row, positive, probabilities, rows, within
-from pl_prefopt.losses._math import softplus, wide
+from pl_prefopt.losses.math import softplus, wide
+from pl_prefopt.utilities.checks import per_row, positive, probabilities, rows, within
 
 
 def _pair(chosen: Tensor, rejected: Tensor, beta: float) -> tuple[Tensor, Tensor]:

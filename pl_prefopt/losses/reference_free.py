@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from pl_prefopt.losses._checks import positive, rows, within
-from pl_prefopt.losses._math import softplus, wide
+from pl_prefopt.losses.math import softplus, wide
+from pl_prefopt.utilities.checks import positive, rows, within
 
 
 def simpo_loss(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pl_prefopt.losses._checks import choice, positive, rows, within
-from pl_prefopt.losses._math import softplus, wide
+from pl_prefopt.losses.math import softplus, wide
+from pl_prefopt.utilities.checks import choice, positive, rows, within
 
 
 def tdpo_loss(

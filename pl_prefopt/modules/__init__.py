@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pl_prefopt._lazy import exports
+from pl_prefopt.utilities.lazy import exports
 
 if TYPE_CHECKING:
     from pl_prefopt.modules.base import PreferenceModule

@@ -12,7 +12,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from pl_prefopt.configurable import from_config, to_config
 from pl_prefopt.metrics import ExactMeans
 from pl_prefopt.metrics.functional import ndcg
 from pl_prefopt.modules.checkpoints import check_state, compare_hparams, keep_trainable, trainable_tensors
@@ -20,8 +19,9 @@ from pl_prefopt.objectives import Objective
 from pl_prefopt.policies.base import FromCallable, PolicyBuilder
 from pl_prefopt.references import NoReference, Reference
 from pl_prefopt.scores import PairScores
-from pl_prefopt.seeding import derive_seed
-from pl_prefopt.sharding import shard
+from pl_prefopt.utilities.configurable import from_config, to_config
+from pl_prefopt.utilities.seeding import derive_seed
+from pl_prefopt.utilities.sharding import shard
 
 Batch = dict[str, Any]
 

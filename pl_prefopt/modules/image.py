@@ -11,13 +11,12 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from pl_prefopt.configurable import from_config, to_config
 from pl_prefopt.diffusion.families import Family
 from pl_prefopt.diffusion.processes import rowwise
 from pl_prefopt.diffusion.timesteps import TimestepSampler, Uniform, Weighting
 from pl_prefopt.losses import denoising_logratios, safeguard_factor
-from pl_prefopt.losses._checks import choice
-from pl_prefopt.modules._image_rows import (
+from pl_prefopt.modules.base import Batch, PreferenceModule
+from pl_prefopt.modules.diffusion_rows import (
     Condition,
     Draws,
     condition,
@@ -27,11 +26,12 @@ from pl_prefopt.modules._image_rows import (
     row_generators,
     text_drop,
 )
-from pl_prefopt.modules.base import Batch, PreferenceModule
 from pl_prefopt.objectives import DPO, Objective
 from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.references import AutoReference, CachedReference, Reference
 from pl_prefopt.scores import PairScores
+from pl_prefopt.utilities.checks import choice
+from pl_prefopt.utilities.configurable import from_config, to_config
 
 COLUMNS = ("margin", "preference_prob", "relevance", "ranks", "targets", "margins")
 SIDES = ("chosen", "rejected")

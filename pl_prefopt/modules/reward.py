@@ -8,12 +8,12 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from pl_prefopt.layout import read_tokens, separate_rows
+from pl_prefopt.logprobs.causal import hidden_states
+from pl_prefopt.logprobs.layout import read_tokens, separate_rows
 from pl_prefopt.modules.base import Batch, PreferenceModule
 from pl_prefopt.modules.text import COLUMNS
 from pl_prefopt.objectives import DPO, Objective
 from pl_prefopt.policies.base import PolicyBuilder
-from pl_prefopt.policies.head import hidden_states
 from pl_prefopt.policies.reward_head import reward_of
 from pl_prefopt.references import NoReference
 from pl_prefopt.scores import PairScores

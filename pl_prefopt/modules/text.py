@@ -9,16 +9,17 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from pl_prefopt.layout import Rows, Tokens, prefix_pays, read_tokens, separate_rows, shared_prefix_rows
 from pl_prefopt.logprobs import Head, TokenScores, score_tokens
-from pl_prefopt.modules._text_cache import TextReferenceCache
-from pl_prefopt.modules._text_sampling import sample_texts
+from pl_prefopt.logprobs.causal import check_head, hidden_states, honours_shared_prefix, output_head
+from pl_prefopt.logprobs.layout import Rows, Tokens, prefix_pays, read_tokens, separate_rows, shared_prefix_rows
 from pl_prefopt.modules.base import Batch, PreferenceModule
+from pl_prefopt.modules.text_cache import TextReferenceCache
+from pl_prefopt.modules.text_sampling import sample_texts
 from pl_prefopt.objectives import DPO, Objective
-from pl_prefopt.policies.base import PolicyBuilder, eval_mode
-from pl_prefopt.policies.head import check_head, hidden_states, honours_shared_prefix, output_head
+from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.references import AutoReference, CachedReference, Reference
 from pl_prefopt.scores import PairScores
+from pl_prefopt.utilities.modes import eval_mode
 
 COLUMNS = ("margin", "preference_prob", "relevance", "ranks", "targets", "margins")
 

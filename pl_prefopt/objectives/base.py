@@ -6,9 +6,9 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from pl_prefopt.configurable import Configurable
-from pl_prefopt.losses._checks import choice, positive
 from pl_prefopt.scores import PairScores
+from pl_prefopt.utilities.checks import choice, positive
+from pl_prefopt.utilities.configurable import Configurable
 
 
 class Objective(Configurable):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pl_prefopt import losses
-from pl_prefopt.losses._checks import positive, within
 from pl_prefopt.objectives.base import Objective, check_beta, given
 from pl_prefopt.scores import PairScores
+from pl_prefopt.utilities.checks import positive, within
 
 
 def _four(scores: PairScores, who: Objective) -> tuple[Tensor, Tensor, Tensor, Tensor]:

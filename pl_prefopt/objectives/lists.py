@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from pl_prefopt import losses
-from pl_prefopt.losses._checks import choice, positive, within
 from pl_prefopt.objectives.base import Objective, check_average, check_beta, column, reduce_by
 from pl_prefopt.objectives.targets import TARGETS, list_targets
 from pl_prefopt.scores import PairScores
+from pl_prefopt.utilities.checks import choice, positive, within
 
 
 class SoftmaxDPO(Objective):

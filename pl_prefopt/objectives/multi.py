@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from pl_prefopt import losses
-from pl_prefopt.losses._checks import choice, list_mask, positive
-from pl_prefopt.losses.pareto import SCALES
+from pl_prefopt.losses.multi import SCALES
 from pl_prefopt.objectives.base import Objective, check_beta, column
 from pl_prefopt.scores import PairScores
+from pl_prefopt.utilities.checks import choice, list_mask, positive
 
 
 class MODPO(Objective):

@@ -8,10 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from pl_prefopt import losses
-from pl_prefopt.losses._checks import choice, within
 from pl_prefopt.losses.divergence import DIVERGENCES
 from pl_prefopt.objectives.base import Objective, check_average, check_beta, given, reduce_by, token_mean
 from pl_prefopt.scores import PairScores
+from pl_prefopt.utilities.checks import choice, within
 
 
 class DPO(Objective):

@@ -7,9 +7,9 @@ import math
 from torch import Tensor
 
 from pl_prefopt import losses
-from pl_prefopt.losses._checks import within
 from pl_prefopt.objectives.base import Objective, check_average, check_beta, policy_means, policy_sums
 from pl_prefopt.scores import PairScores
+from pl_prefopt.utilities.checks import within
 
 
 class SFT(Objective):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pl_prefopt.losses._checks import choice, finite, positive
+from pl_prefopt.utilities.checks import choice, finite, positive
 
 
 def list_targets(rewards: Tensor, mask: Tensor, *, kind: str, beta_r: float) -> Tensor:

@@ -3,7 +3,6 @@
 from pl_prefopt.policies.base import FromCallable, PolicyBuilder
 from pl_prefopt.policies.causal_lm import CausalLM
 from pl_prefopt.policies.diffusion import Diffusion
-from pl_prefopt.policies.masked_autoregressive import MaskedAutoregressivePolicy
 from pl_prefopt.policies.reward_head import RewardHead
 
-__all__ = ["CausalLM", "Diffusion", "FromCallable", "MaskedAutoregressivePolicy", "PolicyBuilder", "RewardHead"]
+__all__ = ["CausalLM", "Diffusion", "FromCallable", "PolicyBuilder", "RewardHead"]

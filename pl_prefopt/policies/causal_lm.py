@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from pl_prefopt.policies.base import PolicyBuilder, check_lora, disable_dropout
+from pl_prefopt.adapters import check_lora
+from pl_prefopt.policies.base import PolicyBuilder
+from pl_prefopt.utilities.modes import disable_dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

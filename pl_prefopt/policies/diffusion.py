@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pl_prefopt.policies.base import PolicyBuilder, check_lora
+from pl_prefopt.adapters import check_lora
+from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.policies.causal_lm import DTYPES
 
 if TYPE_CHECKING:

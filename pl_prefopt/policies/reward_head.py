@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from pl_prefopt.logprobs.causal import causal_lm
 from pl_prefopt.policies.causal_lm import CausalLM
-from pl_prefopt.policies.head import causal_lm
 
 
 class RewardHead(CausalLM):

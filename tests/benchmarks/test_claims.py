@@ -16,9 +16,9 @@ from scipy import stats
 from benchmarks.claims import __main__ as script
 from benchmarks.claims import frame, pool, train
 from benchmarks.intervals import interval
-from pl_prefopt.demo.exact import data_enumeration
-from pl_prefopt.demo.pairs import Recipe
-from pl_prefopt.demo.sentiment import SentimentWorld
+from pl_prefopt.demo.text.exact import data_enumeration
+from pl_prefopt.demo.text.pairs import Recipe
+from pl_prefopt.demo.text.world import SentimentWorld
 from pl_prefopt.objectives import DPO
 
 ROOT = Path(__file__).parents[2]

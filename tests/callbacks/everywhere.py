@@ -26,10 +26,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from pl_prefopt import callbacks as ours
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
+from pl_prefopt.mixtures.sources import SourceSampler
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.references import FrozenCopy
-from pl_prefopt.sharding import whole
-from pl_prefopt.sources import SourceSampler
+from pl_prefopt.utilities.sharding import whole
 from tests.runs import STRATEGIES, write_pairs
 from tests.tiny import tiny_lm
 

@@ -19,8 +19,8 @@ from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
 from pl_prefopt.metrics.functional import ches_score
 from pl_prefopt.modules import TextPreferenceModule
 from tests.callbacks.test_reference_sync import trainer
+from tests.cli.test_main import config
 from tests.runs import ROOT, write_pairs
-from tests.test_cli import config
 from tests.tiny import tiny_lm
 
 

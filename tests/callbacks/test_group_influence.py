@@ -12,10 +12,10 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pl_prefopt.callbacks import GroupInfluenceMixture
-from pl_prefopt.callbacks._influence_probe import Probe, find_sources, quiet
+from pl_prefopt.callbacks.support.influence_probe import Probe, find_sources, quiet
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
+from pl_prefopt.mixtures.sources import SourceSampler
 from pl_prefopt.modules import TextPreferenceModule
-from pl_prefopt.sources import SourceSampler
 from tests.callbacks.everywhere import Denoiser, Pictures
 from tests.callbacks.test_reference_sync import trainer
 from tests.runs import write_pairs

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from pl_prefopt.callbacks import PreferenceRounds
-from pl_prefopt.callbacks._round_files import pair_rows
 from pl_prefopt.judges import Judge, LengthJudge, RegexJudge
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.references import AdapterCopy, AdapterOff, CachedReference, FrozenCopy
 from pl_prefopt.rounds import AllPairs, BestWorst, ThresholdGap, TruthAgainstWorst
+from pl_prefopt.rounds.files import pair_rows
 from tests.callbacks.test_adapter_export import data
 from tests.callbacks.test_reference_sync import Foreign, trainer
 from tests.tiny import tiny_lm

@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pl_prefopt.callbacks import SamplePreview
-from pl_prefopt.callbacks._shows import table
-from pl_prefopt.generation import generate
+from pl_prefopt.callbacks.support.shows import table
+from pl_prefopt.logprobs.generation import generate
 from pl_prefopt.modules import TextPreferenceModule
 from tests.callbacks.test_adapter_export import data
 from tests.callbacks.test_reference_sync import Foreign, loader, trainer

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from pl_prefopt.callbacks import SelfPlayRounds
-from pl_prefopt.demo.features import RandomFeatures
-from pl_prefopt.demo.shapes import ShapesWorld
-from pl_prefopt.demo.shapes_data import ShapesDataModule
+from pl_prefopt.demo.image.data import ShapesDataModule
+from pl_prefopt.demo.image.features import RandomFeatures
+from pl_prefopt.demo.image.world import ShapesWorld
+from pl_prefopt.experimental.lightgen import MaskedAutoregressivePolicy
 from pl_prefopt.modules import ImagePreferenceModule
 from pl_prefopt.objectives import DDO
-from pl_prefopt.policies import Diffusion, MaskedAutoregressivePolicy
+from pl_prefopt.policies import Diffusion
 from pl_prefopt.references import AdapterCopy, FrozenCopy
 
 CONFIG = {"channels": 3, "sample_size": [16, 16], "patch": 8, "text_dim": 32, "width": 16, "heads": 2}

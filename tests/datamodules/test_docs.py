@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pl_prefopt.datamodules._formats import COLUMNS
 from pl_prefopt.datamodules.text import TextPreferenceDataModule
+from pl_prefopt.datamodules.text.formats import COLUMNS
 from tests.datamodules.files import ROOT, word_pairs, write_jsonl
 
 TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")

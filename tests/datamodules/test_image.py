@@ -141,12 +141,12 @@ def test_the_digest_is_of_what_the_model_sees(path: Path) -> None:
 
 
 def test_the_scan_is_kept_and_made_anew_when_an_image_changes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pl_prefopt.datamodules import _image_scan
+    from pl_prefopt.datamodules.media import scan
 
     rows = ready(path).datasets["train"]
     calls: list[str] = []
-    inspect = _image_scan.inspect
-    monkeypatch.setattr(_image_scan, "inspect", lambda p, c: (calls.append(p.field), inspect(p, c))[1])
+    inspect = scan.inspect
+    monkeypatch.setattr(scan, "inspect", lambda p, c: (calls.append(p.field), inspect(p, c))[1])
     ready(path)
     assert calls == []
     noise(99).save(path.parent / "bad2.png")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pl_prefopt.datamodules import ImagePreferenceDataModule, Share
-from pl_prefopt.datamodules._image_batches import BucketBatches, BucketEvalBatches
+from pl_prefopt.datamodules.loading.buckets import BucketBatches, BucketEvalBatches
 from tests.datamodules.images import noise, picture_folder
 
 BUCKETS = np.array([0] * 11 + [1] * 5 + [2] * 7)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pl_prefopt.datamodules import ImagePreferenceDataModule, _image_cache
-from pl_prefopt.datamodules._image_rows import ImagePairs
-from pl_prefopt.seeding import keyed_generator
+from pl_prefopt.datamodules import ImagePreferenceDataModule
+from pl_prefopt.datamodules.image.rows import ImagePairs
+from pl_prefopt.datamodules.media import cache as image_cache
+from pl_prefopt.utilities.seeding import keyed_generator
 from tests.datamodules.files import write_jsonl
 from tests.datamodules.images import noise, picture_folder
 
@@ -118,7 +119,7 @@ def test_every_image_and_caption_is_encoded_once(path: Path) -> None:
 
 
 def test_a_killed_run_goes_on_where_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_image_cache, "IMAGES_PER_SHARD", 3)
+    monkeypatch.setattr(image_cache, "IMAGES_PER_SHARD", 3)
     with pytest.raises(KeyboardInterrupt):
         ready(path, Encoder(after=7), encode_batch_size=2)
     encoder = Encoder()
@@ -129,7 +130,7 @@ def test_a_killed_run_goes_on_where_it_was(path: Path, monkeypatch: pytest.Monke
 
 
 def test_ranks_share_the_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_image_cache, "IMAGES_PER_SHARD", 2)
+    monkeypatch.setattr(image_cache, "IMAGES_PER_SHARD", 2)
     encoders = [Encoder(), Encoder()]
     data = ImagePreferenceDataModule(str(path), resolution=[12, 16], cache_dir=str(path.parent / "cache"))
 

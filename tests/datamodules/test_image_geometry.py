@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pl_prefopt.datamodules._image_geometry import (
+from pl_prefopt.datamodules.image.geometry import (
     Geometry,
     auto_buckets,
     check_divisible,

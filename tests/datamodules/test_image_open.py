@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pl_prefopt.datamodules._checks import BadRow
-from pl_prefopt.datamodules._image_open import KINDS, conversions, decode
+from pl_prefopt.datamodules.files.checks import BadRow
+from pl_prefopt.datamodules.image.decode import KINDS, conversions, decode
 from tests.datamodules.images import encoded, noise
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from pl_prefopt.datamodules._checks import BadRow
-from pl_prefopt.datamodules._image_sources import ImageSource, Preference, parse_record, picture
+from pl_prefopt.datamodules.files.checks import BadRow
+from pl_prefopt.datamodules.media.records import ImageSource, Preference, parse_record, picture
 from tests.datamodules.files import write_jsonl
 from tests.datamodules.images import encoded, noise, picture_folder
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pl_prefopt.datamodules._checks import BadRow, inside
-from pl_prefopt.datamodules._open import open_source
-from pl_prefopt.datamodules._readers import Source
+from pl_prefopt.datamodules.files.checks import BadRow, inside
+from pl_prefopt.datamodules.files.open import open_source
+from pl_prefopt.datamodules.files.readers import Source
 from tests.datamodules.files import write_jsonl
 
 ROWS: list[dict[str, Any]] = [

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
-from pl_prefopt.datamodules._base import PreferenceDataModule
+from pl_prefopt.datamodules.base import PreferenceDataModule
 
 ROWS = [
     {"prompt": "the cat", "chosen": " sat down", "rejected": " ran"},

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from pl_prefopt.datamodules import Share, TextPreferenceDataModule, TrainedTokenizer
-from pl_prefopt.datamodules._stream import StreamLoader
+from pl_prefopt.datamodules.loading.stream import StreamLoader
 from tests.datamodules.files import word_pairs, write_jsonl
 
 N = 23

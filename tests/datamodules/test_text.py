@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from pl_prefopt.configurable import from_config
 from pl_prefopt.datamodules import PretrainedTokenizer, TextPreferenceDataModule, TokenizerBuilder, TrainedTokenizer
+from pl_prefopt.utilities.configurable import from_config
 from tests.datamodules.files import SHARED, word_pairs, write_jsonl
 
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder ../shared/data/text is not here")
@@ -144,7 +144,7 @@ def test_tokenizer_from_files_path_and_folder(path: Path, tmp_path: Path) -> Non
 def test_tokenised_rows_come_from_the_cache(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = module(path)
     data.prepare_data()
-    monkeypatch.setattr("pl_prefopt.datamodules._build._write", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr("pl_prefopt.datamodules.text.build._write", lambda *_: pytest.fail("tokenised again"))
     again = module(path, batch_size=2, seed=5, num_workers=1)
     again.prepare_data()
     again.setup("fit")

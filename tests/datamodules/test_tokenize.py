@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from pl_prefopt.datamodules import TrainedTokenizer
-from pl_prefopt.datamodules._checks import BadRow
-from pl_prefopt.datamodules._formats import Example, parse
-from pl_prefopt.datamodules._tokenize import Encoded, Encoder
+from pl_prefopt.datamodules.files.checks import BadRow
+from pl_prefopt.datamodules.text.formats import Example, parse
+from pl_prefopt.datamodules.text.tokenize import Encoded, Encoder
 
 TEXTS = [
     "The sky is blue and wide.",

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from pl_prefopt.datamodules._checks import BadRow
-from pl_prefopt.datamodules._tokenize import Encoded
-from pl_prefopt.datamodules._truncate import Dropped, Truncation
+from pl_prefopt.datamodules.files.checks import BadRow
+from pl_prefopt.datamodules.text.tokenize import Encoded
+from pl_prefopt.datamodules.text.truncate import Dropped, Truncation
 
 BOS, EOS = 1, 2
 

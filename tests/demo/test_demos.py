@@ -14,7 +14,7 @@ from pl_prefopt.demo.__main__ import main
 from pl_prefopt.demo.stages import ROOT
 
 SMALL = ("--data.rows=64", "--data.batch_size=32", "--data.eval_rows=20", "--trainer.max_epochs=1",
-         "--trainer.val_check_interval=1", "--data.world=pl_prefopt.demo.sentiment.SentimentWorld",
+         "--trainer.val_check_interval=1", "--data.world=pl_prefopt.demo.text.world.SentimentWorld",
          "--data.world.max_words=3")  # fmt: skip
 
 

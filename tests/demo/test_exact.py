@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from pl_prefopt.demo.data import sentiment_tokenizer
-from pl_prefopt.demo.exact import Enumeration, data_enumeration, enumerate_policy, frontier, measure, sample, tilted
-from pl_prefopt.demo.sentiment import WORDS, SentimentWorld
+from pl_prefopt.demo.text.data import sentiment_tokenizer
+from pl_prefopt.demo.text.exact import (
+    Enumeration,
+    data_enumeration,
+    enumerate_policy,
+    frontier,
+    measure,
+    sample,
+    tilted,
+)
+from pl_prefopt.demo.text.world import WORDS, SentimentWorld
 from tests.tiny import nudge, tiny_lm
 
 WORLD = SentimentWorld(max_words=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from pl_prefopt.demo.features import RandomFeatures
+from pl_prefopt.demo.image.features import RandomFeatures
 
 
 def test_a_seed_gives_one_set_of_features_and_leaves_the_global_state() -> None:

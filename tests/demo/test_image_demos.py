@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from pl_prefopt.cli import main as cli
 from pl_prefopt.demo.__main__ import main
-from pl_prefopt.demo.shapes import ShapesWorld
-from pl_prefopt.demo.shapes_base import write_pipeline
-from pl_prefopt.demo.shapes_report import ShapesReport, measure
+from pl_prefopt.demo.image.base import write_pipeline
+from pl_prefopt.demo.image.report import ShapesReport, measure
+from pl_prefopt.demo.image.world import ShapesWorld
 from pl_prefopt.demo.stages import ROOT, STAMP
 from pl_prefopt.diffusion.tiny import tiny_component
 
@@ -126,7 +126,7 @@ def test_a_datamodule_without_a_world_is_refused(tmp_path: Path) -> None:
     class Trainer:
         datamodule = None
 
-    with pytest.raises(ValueError, match=r"use data: pl_prefopt\.demo\.shapes_data\.ShapesDataModule"):
+    with pytest.raises(ValueError, match=r"use data: pl_prefopt\.demo\.image\.data\.ShapesDataModule"):
         ShapesReport().setup(Trainer(), None, "fit")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="count and every_n_steps must be >= 1, got 0"):
         ShapesReport(count=0)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pl_prefopt.demo.data import SentimentDataModule
-from pl_prefopt.demo.pairs import Recipe, draw_rows, neighbours, preference_prob, write_splits
-from pl_prefopt.demo.sentiment import TOPICS, UNSEEN_TOPICS, SentimentWorld
+from pl_prefopt.demo.text.data import SentimentDataModule
+from pl_prefopt.demo.text.pairs import Recipe, draw_rows, neighbours, preference_prob, write_splits
+from pl_prefopt.demo.text.world import TOPICS, UNSEEN_TOPICS, SentimentWorld
 
 WORLD = SentimentWorld(max_words=3)
 COUNT = 3000

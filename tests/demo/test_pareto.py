@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from pl_prefopt.demo.__main__ import main
-from pl_prefopt.demo.data import sentiment_tokenizer
-from pl_prefopt.demo.exact import data_enumeration
-from pl_prefopt.demo.pareto import BETA, PAIR, TEMPERATURE, best_front
-from pl_prefopt.demo.sentiment import TOPICS, SentimentWorld
 from pl_prefopt.demo.stages import ROOT, STAMP
+from pl_prefopt.demo.text.data import sentiment_tokenizer
+from pl_prefopt.demo.text.exact import data_enumeration
+from pl_prefopt.demo.text.pareto import BETA, PAIR, TEMPERATURE, best_front
+from pl_prefopt.demo.text.world import TOPICS, SentimentWorld
 from tests.tiny import tiny_lm
 
 WORLD = SentimentWorld(max_words=2)
@@ -60,7 +60,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_it_trains_every_point_and_draws_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
-    world = ("--data.world=pl_prefopt.demo.sentiment.SentimentWorld", "--data.world.max_words=3")
+    world = ("--data.world=pl_prefopt.demo.text.world.SentimentWorld", "--data.world.max_words=3")
     small = ("--data.rows=32", "--data.eval_rows=8", "--trainer.max_steps=1", "--data.batch_size=16")
     main(["pareto", "--weights", "0.4", "--out", "front", *world, *small])
     found = json.loads(Path("front/pareto.json").read_text())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pl_prefopt.cli import main as cli
-from pl_prefopt.demo.photos import main
+from pl_prefopt.demo.image.photos import main
 from pl_prefopt.demo.stages import ROOT
 from pl_prefopt.policies import Diffusion
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from pl_prefopt.demo.data import SentimentDataModule
-from pl_prefopt.demo.exact import data_enumeration, enumerate_policy, measure
 from pl_prefopt.demo.plots import PANELS
-from pl_prefopt.demo.report import LABELS, DemoReport, markdown
-from pl_prefopt.demo.sentiment import TOPICS, SentimentWorld
+from pl_prefopt.demo.text.data import SentimentDataModule
+from pl_prefopt.demo.text.exact import data_enumeration, enumerate_policy, measure
+from pl_prefopt.demo.text.report import LABELS, DemoReport, markdown
+from pl_prefopt.demo.text.world import TOPICS, SentimentWorld
 from pl_prefopt.modules import TextPreferenceModule
 from tests.tiny import tiny_lm
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pl_prefopt.cli import main as cli
-from pl_prefopt.demo.shapes_report import ShapesReport
+from pl_prefopt.demo.image.report import ShapesReport
 from pl_prefopt.demo.stages import ROOT, STAMP
 
 SMALL = ("--data.rows=16", "--data.eval_rows=4", "--data.batch_size=8")

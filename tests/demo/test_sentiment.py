@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pl_prefopt.demo.sentiment import SIGNS, WORDS, SentimentWorld, _chain
+from pl_prefopt.demo.text.world import SIGNS, WORDS, SentimentWorld, _chain
 
 WORLD = SentimentWorld(max_words=3)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pl_prefopt.demo.shapes import (
+from pl_prefopt.demo.image.world import (
     BACKGROUND,
     COLOURS,
     SHAPES,

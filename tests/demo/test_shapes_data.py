@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pl_prefopt.demo.shapes import ShapesJudge, ShapesWorld, parse
-from pl_prefopt.demo.shapes_data import Row, ShapesDataModule, caption_rows, pair_rows
+from pl_prefopt.demo.image.data import Row, ShapesDataModule, caption_rows, pair_rows
+from pl_prefopt.demo.image.world import ShapesJudge, ShapesWorld, parse
 from pl_prefopt.judges.base import judged
 
 WORLD = ShapesWorld()

@@ -13,8 +13,8 @@ import torch
 
 from pl_prefopt import objectives
 from pl_prefopt.cli import main
-from pl_prefopt.demo.data import sentiment_tokenizer
 from pl_prefopt.demo.stages import ROOT
+from pl_prefopt.demo.text.data import sentiment_tokenizer
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.objectives import Objective
 from tests.tiny import tiny_lm
@@ -24,7 +24,7 @@ SMALL = (
     "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1",
     "--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.callbacks=[]",
     "--trainer.enable_progress_bar=false",
-    "--data.world=pl_prefopt.demo.sentiment.SentimentWorld", "--data.world.max_words=2",
+    "--data.world=pl_prefopt.demo.text.world.SentimentWorld", "--data.world.max_words=2",
     "--data.rows=64", "--data.eval_rows=8", "--data.batch_size=32",
 )  # fmt: skip
 WRITTEN: dict[str, Any] = {"weights": [0.5, 0.5], "beta": 0.5}

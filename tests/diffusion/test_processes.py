@@ -17,7 +17,7 @@ from pl_prefopt.diffusion.timesteps import (
     Turbo,
     Uniform,
 )
-from pl_prefopt.seeding import keyed_generator
+from pl_prefopt.utilities.seeding import keyed_generator
 
 STEPS = 1000
 

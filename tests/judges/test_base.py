@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pl_prefopt.configurable import from_config, to_config
 from pl_prefopt.judges import Judge, judged
+from pl_prefopt.utilities.configurable import from_config, to_config
 
 
 class Fixed(Judge):

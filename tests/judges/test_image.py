@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from pl_prefopt.judges import Aesthetic, Judge, OpenCLIP, PickScore, judged
-from pl_prefopt.judges.image import linear_layers
+from pl_prefopt.judges.image.models import linear_layers
 
 CAPTIONS = ["a cat", "a cup of coffee on a table", "noise"]
 SIZE = 8
@@ -173,7 +173,7 @@ def test_a_head_for_another_clip_is_refused(head: Path) -> None:
 
 
 def test_judges_are_plain_values() -> None:
-    from pl_prefopt.configurable import from_config, to_config
+    from pl_prefopt.utilities.configurable import from_config, to_config
 
     judge = Aesthetic("head.pth", batch_size=3)
     assert from_config(to_config(judge), Judge) == judge

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from pl_prefopt.demo.data import sentiment_tokenizer
+from pl_prefopt.demo.text.data import sentiment_tokenizer
 from pl_prefopt.judges import ImplicitReward, RewardModel, judged
 from tests.tiny import GPT2, LORA, QWEN2, nudge, tiny_lm
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pl_prefopt.judges import VerbalisedRating, judged
-from pl_prefopt.judges.rating import RATING
+from pl_prefopt.judges.image.rating import RATING
 from tests.judges.test_image import pictures, pil
 
 WORDS = ["Excellent", "Good", "Fair", "Poor", "Bad"]

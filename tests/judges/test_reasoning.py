@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pl_prefopt.demo.data import sentiment_tokenizer
+from pl_prefopt.demo.text.data import sentiment_tokenizer
 from pl_prefopt.judges import R3, judged, r3_filter, r3_scores, r3_weights
 from tests.tiny import QWEN2, nudge, tiny_lm
 
@@ -121,8 +121,8 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_policy_of_a_config_is_a_plain_value(tmp_path: Path) -> None:
-    from pl_prefopt.configurable import from_config, to_config
     from pl_prefopt.judges import Judge
+    from pl_prefopt.utilities.configurable import from_config, to_config
 
     made = R3(tiny_lm(config=QWEN2), str(tmp_path), {"q": "a"})
     assert from_config(to_config(made), Judge) == made

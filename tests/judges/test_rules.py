@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from pl_prefopt.configurable import from_config, to_config
-from pl_prefopt.demo.judge import SentimentJudge
-from pl_prefopt.demo.sentiment import SentimentWorld
+from pl_prefopt.demo.text.judge import SentimentJudge
+from pl_prefopt.demo.text.world import SentimentWorld
 from pl_prefopt.judges import Judge, LengthJudge, NoRepeats, RegexJudge, WeightedSum, judged
+from pl_prefopt.utilities.configurable import from_config, to_config
 
 TEXTS = ["thank you, thank you", "Thank me", "no", ""]
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.objectives import DPO, IPO, TDPO
 from pl_prefopt.policies import CausalLM
-from pl_prefopt.reference_cache import LogpCache
 from pl_prefopt.references import CachedReference
+from pl_prefopt.references.cache import LogpCache
 from tests.tiny import LORA, QWEN2, collate, nudge, random_rows, tiny_lm
 
 

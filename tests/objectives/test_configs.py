@@ -11,7 +11,6 @@ import torch
 from jsonargparse import ArgumentParser
 
 from pl_prefopt import objectives
-from pl_prefopt.configurable import from_config, to_config
 from pl_prefopt.objectives import (
     ADPO,
     BCO,
@@ -37,6 +36,7 @@ from pl_prefopt.objectives import (
     list_targets,
 )  # fmt: skip
 from pl_prefopt.scores import PairScores
+from pl_prefopt.utilities.configurable import from_config, to_config
 
 torch.set_num_threads(1)
 CLASSES = [

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pl_prefopt.configurable import from_config, to_config
 from pl_prefopt.diffusion.processes import Flow, VariancePreserving
 from pl_prefopt.policies import Diffusion, PolicyBuilder
+from pl_prefopt.utilities.configurable import from_config, to_config
 
 CAPTIONS = ["a red circle", ""]
 PIXELS = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1

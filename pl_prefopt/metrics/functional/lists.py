@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pl_prefopt.losses._checks import finite, list_mask, same_shape, table
+from pl_prefopt.utilities.checks import finite, list_mask, same_shape, table
 
 
 def ndcg(scores: Tensor, relevance: Tensor, *, mask: Tensor | None = None, k: int | None = None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Rows of files: readers, splits and checks."""

@@ -1,0 +1,153 @@
+"""From the bytes of an image file to 8-bit RGB; what would be changed silently on the way is refused or counted."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pl_prefopt.datamodules.files.checks import BadRow, one_of
+from pl_prefopt.datamodules.text.formats import DROP
+
+PLAIN_MODES = ("RGB", "L", "P", "1")
+WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+WHITE = (255, 255, 255, 255)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of image that is not plain 8-bit RGB: how it is told, named, and made plain."""
+
+    found: Callable[[Image.Image], bool]
+    words: str
+    plain: Callable[[Image.Image], Image.Image]
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def _is_wide(image: Image.Image) -> bool:
+    return image.mode in WIDE_MODES or any("16" in _raw_mode(tile[3]) for tile in getattr(image, "tile", []))
+
+
+def _raw_mode(arguments: object) -> str:
+    first = arguments if isinstance(arguments, str) else next(iter(arguments), "") if arguments else ""  # type: ignore
+    return first if isinstance(first, str) else ""
+
+
+def _is_animated(image: Image.Image) -> bool:
+    return getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit greys by 255/65535; deeper colour images Pillow itself decodes to their upper 8 bits."""
+    if image.mode not in WIDE_MODES:
+        return image
+    values = np.asarray(image, np.float64) * (1.0 if image.mode == "F" else 255.0 / 65535.0)
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+KINDS: dict[str, Kind] = {
+    "animated": Kind(_is_animated, "an animation or several pages", lambda image: image),
+    "16bit": Kind(_is_wide, "more than 8 bits per channel", _eight_bits),
+    "alpha": Kind(_has_alpha, "an alpha channel", _over_white),
+    "cmyk": Kind(lambda image: image.mode == "CMYK", "CMYK colours", lambda image: image.convert("RGB")),
+}
+"""In the order in which they are made plain: the first frame, 8 bits, on white, RGB without a colour profile."""
+
+
+def conversions(convert: bool | Collection[str]) -> frozenset[str]:
+    """Return the kinds that may be converted: all, none, or those that are named.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    if isinstance(convert, bool):
+        return frozenset(KINDS) if convert else frozenset()
+    for name in [convert] if isinstance(convert, str) else convert:
+        one_of("convert", name, KINDS)
+    return frozenset([convert] if isinstance(convert, str) else convert)
+
+
+def decode(data: bytes, field: str, convert: frozenset[str] = frozenset()) -> tuple[Image.Image, list[str]]:
+    """Return an RGB image, turned as its EXIF orientation says, and the kinds that were converted.
+
+    Greys, palettes and 1-bit images become RGB without loss and are not counted.
+
+    Raises:
+        BadRow: the bytes are empty, no image, cut off, of zero size, or of a kind that may not be converted.
+    """
+    image = _opened(data, field)
+    kinds = _kinds(image, field)
+    for name in kinds:
+        if name not in convert:
+            hint = f"Set convert: [{name}] to {_HOW[name]}, or on_bad_row: drop to leave such rows out and count them."
+            raise BadRow(name, field, f"{KINDS[name].words} ({_told(image)})", "8-bit RGB or grey", hint)
+    if image.mode not in PLAIN_MODES and not kinds:
+        raise BadRow("colour_mode", field, f"the colour mode {image.mode} ({_told(image)})", "8-bit RGB or grey", DROP)
+    image = _loaded(image, field)
+    for name in kinds:
+        image = KINDS[name].plain(image)
+    return ImageOps.exif_transpose(image).convert("RGB"), kinds
+
+
+_HOW = {
+    "animated": "take the first frame",
+    "16bit": "keep the upper 8 bits",
+    "alpha": "put it on white",
+    "cmyk": "convert it to RGB without a colour profile",
+}
+
+
+def _opened(data: bytes, field: str) -> Image.Image:
+    if not data:
+        raise BadRow("empty_image", field, "0 bytes", "the bytes of an image file", DROP)
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        begin = data[:8].hex(" ")
+        raise BadRow("unreadable", field, f"{len(data)} bytes that are no image ({begin} ...)", _FILES, DROP) from None
+    except Image.DecompressionBombError as error:
+        raise BadRow("too_large", field, str(error), f"at most {Image.MAX_IMAGE_PIXELS} pixels", DROP) from None
+    except Exception as error:
+        raise _broken(error, field) from None
+    if 0 in image.size:
+        raise BadRow("zero_size", field, f"an image of {image.width} x {image.height} pixels", "at least 1 x 1", DROP)
+    return image
+
+
+def _kinds(image: Image.Image, field: str) -> list[str]:
+    try:
+        return [name for name, kind in KINDS.items() if kind.found(image)]
+    except Exception as error:  # counting the frames of an animation reads all of it
+        raise BadRow("truncated", field, f"a {image.format} that cannot be read ({error})", _FILES, _CUT) from None
+
+
+def _loaded(image: Image.Image, field: str) -> Image.Image:
+    try:
+        image.seek(0)
+        image.load()
+    except Exception as error:
+        raise BadRow("truncated", field, f"a {image.format} that cannot be decoded ({error})", _FILES, _CUT) from None
+    return image
+
+
+def _broken(error: Exception, field: str) -> BadRow:
+    return BadRow("unreadable", field, f"an image whose header cannot be read ({error})", _FILES, _CUT)
+
+
+def _told(image: Image.Image) -> str:
+    return f"{image.format}, mode {image.mode}, {image.width} x {image.height}"
+
+
+_FILES = "a complete PNG, JPEG, WebP or other file that Pillow opens"
+_CUT = "It may have been cut off while copying; " + DROP[0].lower() + DROP[1:]

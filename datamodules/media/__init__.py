@@ -1,0 +1,1 @@
+"""Rows that name media files: records, scan, cache, shards, writing and relabelling."""

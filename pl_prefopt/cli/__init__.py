@@ -1,0 +1,5 @@
+"""The command line `pl-prefopt`."""
+
+from pl_prefopt.cli.main import Parser, PrefOptCLI, RunConfig, console, main
+
+__all__ = ["Parser", "PrefOptCLI", "RunConfig", "console", "main"]

@@ -1,0 +1,161 @@
+"""The shapes world as a data module: PNG files and JSON lines that `ImagePreferenceDataModule` reads like anybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from pl_prefopt.datamodules.files.checks import positive
+from pl_prefopt.datamodules.image import ImagePreferenceDataModule
+from pl_prefopt.datamodules.media.samples import write_jsonl, write_pictures
+from pl_prefopt.datamodules.text.build import generated_folder
+from pl_prefopt.datamodules.tokenizers import write_once
+from pl_prefopt.demo.image.world import COLOURS, SHAPES, ShapesWorld, parse
+from pl_prefopt.demo.stages import run_first_stages
+from pl_prefopt.utilities.configurable import to_config
+
+FORMAT = 1
+RIGHT = 0.5
+PIPELINES = ("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",)
+
+
+class ShapesDataModule(ImagePreferenceDataModule):
+    """Rows of the shapes world, generated once per setting and seed.
+
+    A row of pairs: a caption and two pictures, each attribute of each picture right with probability 1/2; the picture
+    with more right attributes is chosen, and there are no ties. Validation pairs are labelled without flips.
+
+    Args:
+        labels: False gives the corpus that the base model is made from: captions that are often wrong, each with one
+            picture, as "chosen".
+        rows: training rows.
+        eval_rows: validation rows.
+        wrong: without labels, the probability that a caption is that of another picture, in [0, 1].
+        flip: with labels, the share of them that are turned round, in [0, 1].
+        world: the world.
+        batch_size: rows per micro-batch.
+        eval_batch_size: the same in evaluation; None means `batch_size`.
+        num_workers: worker processes per loader.
+        seed: seed of rows and order.
+        cache_dir: folder of generated files; None: $PL_PREFOPT_CACHE or the user's cache folder.
+
+    Raises:
+        ValueError: a share outside [0, 1], or no rows.
+    """
+
+    def __init__(
+        self,
+        labels: bool = True,
+        rows: int = 1500,
+        eval_rows: int = 200,
+        wrong: float = 0.4,
+        flip: float = 0.0,
+        world: ShapesWorld = ShapesWorld(),  # noqa: B008
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        given = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
+        positive("rows", rows)
+        positive("eval_rows", eval_rows)
+        for name, share in (("wrong", wrong), ("flip", flip)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: found {share}; accepted: a share in [0, 1].")
+        options = [FORMAT, labels, rows, eval_rows, wrong, flip, to_config(world), seed]
+        folder = generated_folder(cache_dir, "shapes", options)
+        super().__init__(
+            train=str(folder / "train.jsonl"),
+            val=str(folder / "val.jsonl"),
+            resolution=world.size,
+            encode_batch_size=64,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+        self.save_hyperparameters(given, logger=False)
+        self.world, self.labels, self.rows, self.eval_rows = world, labels, rows, eval_rows
+        self.wrong, self.flip, self.folder = wrong, flip, folder
+
+    def prepare_data(self) -> None:
+        """Write the files, then check them; first stages run before, since `setup` fills caches with what they make."""
+        run_first_stages(self.trainer, PIPELINES)
+        self._write()
+        super().prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the rows; what `prepare_data` has not made is made here."""
+        self._write()
+        super().setup(stage)
+
+    def _write(self) -> None:
+        write_once(self.folder, self._write_splits)
+
+    def _write_splits(self, work: Path) -> None:
+        rng = np.random.default_rng(self.seed)
+        for split, count, flip in (("train", self.rows, self.flip), ("val", self.eval_rows, 0.0)):
+            rows = (
+                pair_rows(self.world, count, flip, rng)
+                if self.labels
+                else caption_rows(self.world, count, self.wrong, rng)
+            )
+            write_split(work, split, list(rows))
+
+
+Row = tuple[str, Tensor, Tensor]
+
+
+def pair_rows(world: ShapesWorld, count: int, flip: float, rng: np.random.Generator) -> Iterator[Row]:
+    """Draw (caption, better picture, worse picture)."""
+    for _ in range(count):
+        caption = str(rng.choice(world.captions))
+        shown, right = _two(caption, rng)
+        order = np.argsort(right)[::-1]
+        if rng.random() < flip:
+            order = order[::-1]
+        first, second = (world.draw(shown[i], rng) for i in order)
+        yield caption, first, second
+
+
+def _two(caption: str, rng: np.random.Generator) -> tuple[list[str], list[int]]:
+    """Captions of two pictures and their numbers of right attributes, which differ."""
+    wanted = parse(caption)
+    while True:
+        shown = [tuple(_kept(w, n, rng) for w, n in zip(wanted, (tuple(COLOURS), SHAPES), strict=True)) for _ in "ab"]
+        right = [sum(a == b for a, b in zip(s, wanted, strict=True)) for s in shown]
+        if right[0] != right[1]:
+            return [f"a {colour} {shape}" for colour, shape in shown], right
+
+
+def _kept(value: str, names: tuple[str, ...], rng: np.random.Generator) -> str:
+    return value if rng.random() < RIGHT else str(rng.choice([n for n in names if n != value]))
+
+
+def caption_rows(world: ShapesWorld, count: int, wrong: float, rng: np.random.Generator) -> Iterator[Row]:
+    """Draw (caption, its picture, another picture); the caption is wrong with a probability."""
+    captions = [str(c) for c in rng.choice(world.captions, count + 1)]
+    pictures = [world.draw(c, rng) for c in captions]
+    for i in range(count):
+        others = [c for c in world.captions if c != captions[i]]
+        caption = str(rng.choice(others)) if rng.random() < wrong else captions[i]
+        later = (pictures[(i + k) % len(pictures)] for k in range(1, len(pictures)))
+        yield caption, pictures[i], next(p for p in later if not same_file(p, pictures[i]))
+
+
+def same_file(one: Tensor, two: Tensor) -> bool:
+    """Whether two pictures are the same in 8 bits."""
+    return bool(((one * 255).round() == (two * 255).round()).all())
+
+
+def write_split(folder: Path, split: str, rows: list[Row]) -> None:
+    """Write `<split>.jsonl` and its pictures below `<split>/`."""
+    chosen = write_pictures(folder, f"{split}/chosen", [r[1] for r in rows])
+    rejected = write_pictures(folder, f"{split}/rejected", [r[2] for r in rows])
+    lines = [{"caption": r[0], "chosen": a, "rejected": b} for r, a, b in zip(rows, chosen, rejected, strict=True)]
+    write_jsonl(folder / f"{split}.jsonl", lines)

@@ -1,0 +1,1 @@
+"""Methods whose reading is unverified; names and behaviour may change without a deprecation."""

@@ -1,0 +1,1 @@
+"""What every part of the library may use and what uses none of them: checks, files, seeds, sharding, configuration."""
