@@ -1,11 +1,18 @@
-"""Argument checks that every loss shares; each names the argument, what was found, and what is accepted."""
+"""Checks of arguments and of data rows; each names what is wrong, what is accepted, and what was found.
+
+There is one way to phrase an error: "<name> must be <accepted>, got <found>. <next step>", after "<file>, row <n>: "
+where a row is at fault.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+from pl_prefopt.utilities.suggestions import did_you_mean
 
 
 def rows(**tensors: Tensor) -> None:
@@ -75,10 +82,19 @@ def within(
         raise ValueError(f"{name} must lie in {left}{low}, {high}{right}, got {value}")
 
 
-def choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    """Require one of the accepted words."""
-    if value not in accepted:
-        raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
+def integer(name: str, value: object, least: int = 1, *, optional: bool = False) -> None:
+    """Require an integer of at least `least`, or None where `optional`."""
+    if (value is None and optional) or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+        return
+    raise ValueError(f"{name} must be an integer >= {least}{' or None' if optional else ''}, got {value!r}")
+
+
+def choice(name: str, value: object, accepted: Iterable[object]) -> None:
+    """Require one of the accepted values; the nearest one is suggested."""
+    options = list(accepted)
+    if value not in options:
+        hint = did_you_mean(str(value), map(str, options))
+        raise ValueError(f"{name} must be one of {', '.join(map(str, options))}, got {value!r}. {hint}".rstrip(" ."))
 
 
 def probabilities(name: str, value: Tensor) -> None:
