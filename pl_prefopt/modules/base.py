@@ -223,8 +223,8 @@ class PreferenceModule(pl.LightningModule):
         out["rejected_logratio"] = scores.rejected.detach()
         out["accuracy"] = (gap > 0).float() + 0.5 * (gap == 0).float()
         out["margin"] = gap
-        if "relevance" in scores.extra and not self.training:
-            out["ndcg"] = ndcg(rewards, scores.extra["relevance"], mask=scores.mask)
+        if "relevance" in scores.columns and not self.training:
+            out["ndcg"] = ndcg(rewards, scores.columns["relevance"], mask=scores.mask)
         return out
 
     def _evaluate(self, stage: str, batch: Batch, dataloader_idx: int) -> None:

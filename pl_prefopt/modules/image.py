@@ -29,11 +29,10 @@ from pl_prefopt.modules.diffusion_rows import (
 from pl_prefopt.objectives import DPO, Objective
 from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.references import AutoReference, CachedReference, Reference
-from pl_prefopt.scores import PairScores
+from pl_prefopt.scores import PairScores, data_columns
 from pl_prefopt.utilities.checks import choice
 from pl_prefopt.utilities.configurable import from_config, to_config
 
-COLUMNS = ("margin", "preference_prob", "relevance", "ranks", "targets", "margins")
 SIDES = ("chosen", "rejected")
 QUARTILES = tuple(f"margin_q{i}" for i in range(1, 5))
 
@@ -179,12 +178,13 @@ class ImagePreferenceModule(PreferenceModule):
             extra["error_products"] = self._reduce(policy * reference, weights)
         ref_errors = None if reference is None else self._reduce(reference.square(), weights)
         subtracted = torch.zeros_like(errors) if ref_errors is None else ref_errors
-        extra |= {name: batch[name] for name in COLUMNS if name in batch} | text_drop(batch, draws, t)
+        extra |= text_drop(batch, draws, t)
         return PairScores(
             logratios=denoising_logratios(errors.flatten(), subtracted.flatten()).view_as(errors),
             errors=errors,
             ref_errors=ref_errors,
-            extra={**extra, "timestep": t, "level": self.family.process.level(t)},
+            columns=data_columns(batch),
+            outputs={**extra, "timestep": t, "level": self.family.process.level(t)},
         )
 
     def _residuals(self, network: nn.Module, x0: Tensor, draws: Draws, cond: Condition) -> Tensor:
@@ -220,11 +220,11 @@ class ImagePreferenceModule(PreferenceModule):
         for name, values in (("error", scores.errors), ("ref_error", scores.ref_errors)):
             if values is not None:
                 out |= {f"{s}_{name}": v.detach() for s, v in zip(SIDES, values.unbind(1), strict=False)}
-        if "safeguard" in scores.extra:
-            out["safeguard"] = scores.extra["safeguard"]
+        if "safeguard" in scores.outputs:
+            out["safeguard"] = scores.outputs["safeguard"]
         if "margin" in out:
             out["gradient_factor"] = torch.sigmoid(-out["margin"])
-            out |= _by_quartile(out["margin"], scores.extra["level"])
+            out |= _by_quartile(out["margin"], scores.outputs["level"])
         return out
 
     # ---- pictures --------------------------------------------------------------------------------------------------

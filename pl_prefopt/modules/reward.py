@@ -11,12 +11,11 @@ from torch import Tensor
 from pl_prefopt.logprobs.causal import hidden_states
 from pl_prefopt.logprobs.layout import read_tokens, separate_rows
 from pl_prefopt.modules.base import Batch, PreferenceModule
-from pl_prefopt.modules.text import COLUMNS
 from pl_prefopt.objectives import DPO, Objective
 from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.policies.reward_head import reward_of
 from pl_prefopt.references import NoReference
-from pl_prefopt.scores import PairScores
+from pl_prefopt.scores import PairScores, data_columns
 
 
 class RewardModule(PreferenceModule):
@@ -60,8 +59,7 @@ class RewardModule(PreferenceModule):
     def score(self, batch: Batch) -> PairScores:
         """Rewards in the place of log-ratios."""
         rewards = reward_of(self.policy, self.last_states(batch))
-        extra = {name: batch[name] for name in COLUMNS if name in batch}
-        return PairScores(logratios=rewards, mask=batch.get("list_mask"), extra=extra)
+        return PairScores(logratios=rewards, mask=batch.get("list_mask"), columns=data_columns(batch))
 
     def pair_hidden_states(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The states that the reward is read from: one position each."""

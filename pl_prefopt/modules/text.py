@@ -18,10 +18,8 @@ from pl_prefopt.modules.text_sampling import sample_texts
 from pl_prefopt.objectives import DPO, Objective
 from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.references import AutoReference, CachedReference, Reference
-from pl_prefopt.scores import PairScores
+from pl_prefopt.scores import PairScores, data_columns
 from pl_prefopt.utilities.modes import eval_mode
-
-COLUMNS = ("margin", "preference_prob", "relevance", "ranks", "targets", "margins")
 
 
 class TextPreferenceModule(PreferenceModule):
@@ -179,7 +177,7 @@ class TextPreferenceModule(PreferenceModule):
             kl=None if policy.kl is None else policy.kl.sum(-1),
             collision=None if policy.collision is None else policy.collision.sum(-1) / length.clamp(min=1),
             mask=batch.get("list_mask"),
-            extra={name: batch[name] for name in COLUMNS if name in batch},
+            columns=data_columns(batch),
         )
 
     def _reference_side(self, batch: Batch, tokens: Tokens, rows: Rows) -> tuple[Tensor | None, dict[str, Any]]:

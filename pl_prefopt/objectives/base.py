@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 
 from pl_prefopt.scores import PairScores
@@ -29,23 +30,40 @@ class Objective(Configurable):
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss, unreduced."""
 
-    def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Reduce token log-probabilities (B, K, T) to (B, K); the same for policy and reference. Default: the sum."""
-        return values.sum(-1)
+    def reduce_tokens(self, values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Reduce token log-probabilities to one number per sample; the same for policy and reference.
+
+        Args:
+            values: (B, K, T), zero outside the mask.
+            mask: (B, K, T) bool.
+            weights: (B, K, T) the data column `token_weights`; None weighs all tokens by 1.
+
+        Returns:
+            (B, K); by default the weighted sum.
+        """
+        return token_sum(values, weights)
 
     def rewards(self, scores: PairScores) -> Tensor:
         """(B, K) implicit reward, without gradient, for accuracy and margin. Default: beta * log-ratio."""
         return self.beta * scores.logratios.detach()
 
 
-def token_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """(B, K, T) -> (B, K) mean over the tokens of each sample."""
-    return values.sum(-1) / mask.sum(-1).clamp(min=1)
+def token_sum(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """(B, K, T) -> (B, K) weighted sum over the tokens of each sample."""
+    return (values if weights is None else values * weights).sum(-1)
 
 
-def reduce_by(average: str, values: Tensor, mask: Tensor) -> Tensor:
-    """Sum or mean over tokens."""
-    return token_mean(values, mask) if average == "mean" else values.sum(-1)
+def token_mean(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    """(B, K, T) -> (B, K) weighted mean over the tokens of each sample."""
+    if weights is None:
+        return values.sum(-1) / mask.sum(-1).clamp(min=1)
+    total = (mask * weights).sum(-1)
+    return (values * weights).sum(-1) / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def reduce_by(average: str, values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Weighted sum or weighted mean over tokens."""
+    return token_mean(values, mask, weights) if average == "mean" else token_sum(values, weights)
 
 
 def check_average(average: str) -> str:
@@ -66,9 +84,9 @@ def column(scores: PairScores, name: str, who: Objective) -> Tensor:
     Raises:
         ValueError: the batch has no such column; says what to add.
     """
-    value = scores.extra.get(name)
+    value = scores.columns.get(name)
     if value is None:
-        have = ", ".join(sorted(scores.extra)) or "none"
+        have = ", ".join(sorted(scores.columns)) or "none"
         raise ValueError(
             f"{type(who).__name__} needs the data column {name!r}, which this batch does not have (its columns: "
             f"{have}); add it to every row, or choose another objective"

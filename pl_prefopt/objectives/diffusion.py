@@ -149,7 +149,7 @@ class DSPO(Objective):
         Raises:
             ValueError: scores without the products of residuals.
         """
-        products = scores.extra.get("error_products")
+        products = scores.outputs.get("error_products")
         if products is None:
-            raise ValueError("DSPO needs scores.extra['error_products'], which a module fills in for this objective")
+            raise ValueError("DSPO needs scores.outputs['error_products'], which a module fills in for this objective")
         return losses.dspo_loss(*_four(scores, self), products[:, 0], beta=self.beta)

@@ -68,14 +68,16 @@ class IRPO(Objective):
         self.items = items
         self.average = check_average(average)
 
-    def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
+    def reduce_tokens(self, values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum or mean, as `average` says."""
-        return reduce_by(self.average, values, mask)
+        return reduce_by(self.average, values, mask, weights)
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""
         r = scores.logratios
-        ranks = scores.extra.get("ranks", torch.arange(1, r.shape[1] + 1, device=r.device, dtype=r.dtype).expand_as(r))
+        ranks = scores.columns.get(
+            "ranks", torch.arange(1, r.shape[1] + 1, device=r.device, dtype=r.dtype).expand_as(r)
+        )
         return losses.irpo_loss(
             r, column(scores, "relevance", self), ranks,
             beta=self.beta, mask=scores.mask, opponents=self.opponents, items=self.items,
@@ -114,11 +116,11 @@ class ADPO(Objective):
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""
-        if "targets" not in scores.extra and "relevance" not in scores.extra:
-            q = scores.extra.get("preference_prob", self.label)
+        if "targets" not in scores.columns and "relevance" not in scores.columns:
+            q = scores.columns.get("preference_prob", self.label)
             return losses.adpo_pairwise_loss(scores.chosen, scores.rejected, preference_prob=q, beta=self.beta)
-        q = scores.extra.get("targets")
+        q = scores.columns.get("targets")
         if q is None:
             mask = torch.ones_like(scores.logratios, dtype=torch.bool) if scores.mask is None else scores.mask
-            q = list_targets(scores.extra["relevance"], mask, kind=self.targets, beta_r=self.beta_r)
+            q = list_targets(scores.columns["relevance"], mask, kind=self.targets, beta_r=self.beta_r)
         return losses.adpo_listwise_loss(scores.logratios, q.to(scores.logratios), tau=self.tau, mask=scores.mask)

@@ -38,9 +38,9 @@ class Mixture(Objective):
         self.reads_logratios = self._leading.reads_logratios
         self.needs = frozenset[str]().union(*(o.needs for o in objectives))
 
-    def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
+    def reduce_tokens(self, values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
         """As the parts that read log-ratios do."""
-        return self._leading.reduce_tokens(values, mask)
+        return self._leading.reduce_tokens(values, mask, weights)
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) weighted sum; a part of weight 0 is not computed."""
@@ -71,9 +71,9 @@ class WPO(Objective):
         self.reads_logratios = objective.reads_logratios
         self.needs = objective.needs | {"rejected", "collision"}
 
-    def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
+    def reduce_tokens(self, values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
         """As the inner objective does."""
-        return self.objective.reduce_tokens(values, mask)
+        return self.objective.reduce_tokens(values, mask, weights)
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""

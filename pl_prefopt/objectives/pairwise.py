@@ -32,18 +32,18 @@ class DPO(Objective):
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""
-        prob = scores.extra.get("preference_prob")
+        prob = scores.columns.get("preference_prob")
         eps = self.label_smoothing if prob is None else 1 - prob
-        margin = scores.extra.get("margin", 0.0) + self.margin
+        margin = scores.columns.get("margin", 0.0) + self.margin
         return losses.dpo_loss(scores.chosen, scores.rejected, beta=self.beta, label_smoothing=eps, margin=margin)
 
 
 class NormalizedDPO(DPO):
     """DPO on log-ratios per token: Tulu 3's normalised DPO, TRL's sigmoid_norm. Unlike SimPO it has a reference."""
 
-    def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
+    def reduce_tokens(self, values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
         """Mean over tokens."""
-        return token_mean(values, mask)
+        return token_mean(values, mask, weights)
 
 
 class LDDPO(DPO):
@@ -63,8 +63,9 @@ class LDDPO(DPO):
         within("alpha", alpha, 0.0, 1.0)
         self.alpha = alpha
 
-    def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
+    def reduce_tokens(self, values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
         """Length-desensitised sum over each sample's tokens; the common length is that of chosen and rejected."""
+        values = values if weights is None else values * weights
         shared = mask[:, :2].sum(-1).amin(-1, keepdim=True).expand(mask.shape[:2])
         flat = losses.length_desensitized_sum(
             values.flatten(0, 1), mask.flatten(0, 1), shared.flatten(), alpha=self.alpha
@@ -85,9 +86,9 @@ class IPO(Objective):
         self.beta = check_beta(beta)
         self.average = check_average(average)
 
-    def reduce_tokens(self, values: Tensor, mask: Tensor) -> Tensor:
+    def reduce_tokens(self, values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum or mean, as `average` says."""
-        return reduce_by(self.average, values, mask)
+        return reduce_by(self.average, values, mask, weights)
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""

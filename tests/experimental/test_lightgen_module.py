@@ -80,12 +80,12 @@ def test_a_sum_is_the_mean_times_the_numbers_of_a_sample() -> None:
 def test_rows_that_drew_the_empty_caption_are_known_to_the_objective() -> None:
     net = module(objective=DDO(1.0, 1.0, alpha_empty=0.0), moved=True)
     scores = net.score(pixel_batch(12))
-    dropped = scores.extra["text_drop"]
+    dropped = scores.outputs["text_drop"]
     assert 0 < dropped.sum() < 12
     loss = net.objective(scores)
     torch.testing.assert_close(loss[dropped], torch.nn.functional.softplus(-scores.chosen[dropped]))
     never = pixel_batch(2) | {"caption": ["a red circle", ""]}
-    assert module(text_drop=0.0).score(never).extra["text_drop"].tolist() == [False, True]
+    assert module(text_drop=0.0).score(never).outputs["text_drop"].tolist() == [False, True]
 
 
 def test_features_are_what_the_last_layer_of_the_head_sees() -> None:

@@ -33,7 +33,7 @@ def scores_of(policy: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -
     """Scores as the image module makes them."""
     own, other = (torch.stack([error(v) for v in pair], 1) for pair in (policy, reference))
     products = torch.stack([(a * b).flatten(1).mean(1) for a, b in zip(policy, reference, strict=True)], 1)
-    return PairScores(logratios=(other - own) / 2, errors=own, ref_errors=other, extra={"error_products": products})
+    return PairScores(logratios=(other - own) / 2, errors=own, ref_errors=other, outputs={"error_products": products})
 
 
 W, L, RW, RL = residuals()
@@ -136,7 +136,7 @@ def test_objectives_name_their_losses() -> None:
 
 @pytest.mark.parametrize("objective", [DenoisingSFT(), MaPO(), DiffusionKTO(), LinearDPO(), DSPO()], ids=repr)
 def test_missing_errors_are_named(objective: Objective) -> None:
-    with pytest.raises(ValueError, match=r"needs scores\.(ref_)?(errors|extra)"):
+    with pytest.raises(ValueError, match=r"needs scores\.(ref_)?(errors|outputs)"):
         objective(PairScores(logratios=torch.zeros(2, 2)))
 
 

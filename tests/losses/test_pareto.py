@@ -94,10 +94,10 @@ def test_only_samples_that_are_better_by_every_objective_are_raised() -> None:
     """In the first list two samples exceed both means; in the second the objectives disagree about every sample."""
     margins = torch.tensor([[[3.0, 2.5], [2.5, 3.0], [1.0, 1.0]], [[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]]])
     r = torch.zeros(2, 3, requires_grad=True)
-    (gradient,) = torch.autograd.grad(PAMA()(PairScores(logratios=r, extra={"margins": margins})).sum(), r)
+    (gradient,) = torch.autograd.grad(PAMA()(PairScores(logratios=r, columns={"margins": margins})).sum(), r)
     assert (gradient < 0).tolist() == [[True, True, False], [False, False, False]]
-    scaled = PAMA()(PairScores(logratios=r, extra={"margins": margins * torch.tensor([1.0, 100.0])}))
-    torch.testing.assert_close(scaled, PAMA()(PairScores(logratios=r, extra={"margins": margins})))
+    scaled = PAMA()(PairScores(logratios=r, columns={"margins": margins * torch.tensor([1.0, 100.0])}))
+    torch.testing.assert_close(scaled, PAMA()(PairScores(logratios=r, columns={"margins": margins})))
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
@@ -110,7 +110,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: PAMA(scale="token"), r"scale must be one of term, batch"),
     (lambda: PAMA()(PairScores(torch.zeros(1, 2))), r"PAMA needs the data column 'margins'"),
     (
-        lambda: PAMA()(PairScores(torch.zeros(1, 1), extra={"margins": torch.zeros(1, 1, 2)})),
+        lambda: PAMA()(PairScores(torch.zeros(1, 1), columns={"margins": torch.zeros(1, 1, 2)})),
         r"list_mask: rows \[0\] hold fewer than 2 items",
     ),
 ]

@@ -191,7 +191,7 @@ def test_row_metrics_split_margins_by_noise(batches: dict[str, Any]) -> None:
     quarters = [rows[f"margin_q{i}"] for i in range(1, 5) if f"margin_q{i}" in rows]
     assert sum(len(q) for q in quarters) == 16
     torch.testing.assert_close(torch.cat(quarters).sum(), rows["margin"].sum())
-    low = rows["margin"][scores.extra["timestep"] < 250]
+    low = rows["margin"][scores.outputs["timestep"] < 250]
     torch.testing.assert_close(rows["margin_q1"], low)
     torch.testing.assert_close(rows["gradient_factor"], 1 / (1 + rows["margin"].exp()))
     assert rows.keys() <= set(made.metric_names)
@@ -222,7 +222,7 @@ def test_safeguard_shrinks_the_losers_gradient_only(batches: dict[str, Any]) -> 
     plain, guarded = (module(tiny_diffusion("sd"), safeguard=mu) for mu in (None, 0.6))
     a, b = plain.score(batch), guarded.score(batch)
     torch.testing.assert_close(a.logratios, b.logratios)
-    share = b.extra["safeguard"]
+    share = b.outputs["safeguard"]
     assert 0 < share[0] < 1
     for column, factor in ((0, 1.0), (1, float(share[0]))):
         found = []
@@ -232,7 +232,7 @@ def test_safeguard_shrinks_the_losers_gradient_only(batches: dict[str, Any]) -> 
             found.append(torch.cat([g.flatten() for g in gradients(made).values()]))
         assert found[0].abs().max() > 0
         torch.testing.assert_close(found[1], factor * found[0], rtol=1e-3, atol=1e-7)
-    assert "safeguard" not in guarded.eval().score(batch).extra
+    assert "safeguard" not in guarded.eval().score(batch).outputs
 
 
 def test_a_copied_adapter_starts_at_zero(batches: dict[str, Any]) -> None:

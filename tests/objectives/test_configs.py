@@ -153,7 +153,7 @@ def test_refused_beta(cls: type[Objective], beta: float) -> None:
         cls(beta=beta)  # type: ignore[call-arg]
 
 
-BARE = PairScores(logratios=torch.zeros(2, 3), extra={"margin": torch.zeros(2)})
+BARE = PairScores(logratios=torch.zeros(2, 3), columns={"margin": torch.zeros(2)})
 MISSING: list[tuple[Objective, str]] = [
     (IRPO(), r"IRPO needs the data column 'relevance', which this batch does not have \(its columns: margin\)"),
     (PlackettLuce(), r"PlackettLuce needs the data column 'relevance'"),

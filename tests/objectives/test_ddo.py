@@ -15,7 +15,7 @@ REAL, FAKE = torch.tensor([0.3, -2.0, 50.0]), torch.tensor([-0.4, 1.5, 80.0])
 
 
 def scores(real: Tensor = REAL, fake: Tensor = FAKE, **extra: Tensor) -> PairScores:
-    return PairScores(logratios=torch.stack([real, fake], 1), extra=extra)
+    return PairScores(logratios=torch.stack([real, fake], 1), columns=extra)
 
 
 def by_hand(alpha: float, beta: float) -> Tensor:

@@ -61,7 +61,7 @@ def scores(k: int = 2, **extra: Tensor) -> PairScores:
         lengths=lengths,
         kl=kl,
         collision=collision,
-        extra=extra,
+        columns=extra,
     )
 
 
@@ -148,7 +148,7 @@ def test_modpo() -> None:
 
 def test_modpo_keeps_the_digits_of_its_weights() -> None:
     r, m = torch.tensor([[1.0, -1.0]], dtype=torch.float64), torch.tensor([[[2.0], [1.0]]], dtype=torch.float64)
-    given, objective = PairScores(logratios=r, extra={"margins": m}), MODPO([0.9, 0.1], beta=0.1)
+    given, objective = PairScores(logratios=r, columns={"margins": m}), MODPO([0.9, 0.1], beta=0.1)
     # R = (.1 - .2)/.9 and (-.1 - .1)/.9
     want = torch.tensor([[-1 / 9, -2 / 9]], dtype=torch.float64)
     torch.testing.assert_close(objective.rewards(given), want, atol=1e-15, rtol=0)
@@ -214,7 +214,7 @@ def test_ragged_lists() -> None:
     relevance = torch.tensor([[3.0, 2, 1, 9], [1, 1, 0, 9], [2, 0, 1, 9]])
     mask = torch.tensor([[True, True, True, False]]).expand(3, 4)
     ragged = replace(scores(4, relevance=relevance), mask=mask)
-    short = replace(ragged, logratios=ragged.logratios[:, :3], mask=None, extra={"relevance": relevance[:, :3]})
+    short = replace(ragged, logratios=ragged.logratios[:, :3], mask=None, columns={"relevance": relevance[:, :3]})
     for objective in (
         IRPO(),
         PlackettLuce(),
