@@ -1,41 +1,90 @@
-"""Splitting a causal language model into the part that makes hidden states and its output layer."""
+"""Causal language models: prompt and completions in one row."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pl_prefopt.logprobs import Head
-from pl_prefopt.logprobs.layout import Rows, Tokens, separate_rows, shared_prefix_rows
+from pl_prefopt.logprobs.chunked_head import Head
+from pl_prefopt.logprobs.family import (
+    TokenFamily,
+    apply_head,
+    base_model,
+    output_layer,
+    probe_tokens,
+    refuse_difference,
+)
+from pl_prefopt.logprobs.layout import Rows, Tokens, prefix_pays, separate_rows, shared_prefix_rows
+from pl_prefopt.utilities.padding import pad_right
 from pl_prefopt.utilities.sharding import whole
 
 
-def causal_lm(network: nn.Module) -> Any:
-    """The transformers model inside `network`: the network itself, or what a peft wrapper holds."""
-    return network.get_base_model() if hasattr(network, "get_base_model") else network  # pyright: ignore[reportCallIssue]
+class CausalFamily(TokenFamily[Rows]):
+    """Decoder-only models; prompts are read once per row where the model honours it and it pays.
+
+    Args:
+        shared_prefix: True, False, or None: on where the model honours it and prompts are the longer part.
+    """
+
+    def __init__(self, shared_prefix: bool | None = None) -> None:
+        self.shared_prefix = shared_prefix
+        self._prefix_honoured = False
+
+    def check(self, network: nn.Module) -> None:
+        """Check the output layer and the shared-prefix rows on the model that will be used."""
+        check_head(network)
+        self._prefix_honoured = self.shared_prefix is not False and honours_shared_prefix(network)
+        if self.shared_prefix and not self._prefix_honoured:
+            raise ValueError(
+                "shared_prefix: true, but this model gives other hidden states for shared-prefix rows; leave it unset "
+                "or set it to false"
+            )
+
+    def rows(self, network: nn.Module, tokens: Tokens, extra: dict[str, Tensor] | None = None) -> Rows:
+        """Shared-prefix rows where they are honoured and pay, else separate rows."""
+        if extra:
+            raise ValueError(f"a causal language model must be given tokens alone, got {', '.join(sorted(extra))} too")
+        wanted = self._prefix_honoured and (self.shared_prefix or prefix_pays(tokens))
+        share = wanted and _window_allows(base_model(network).config, tokens)
+        return shared_prefix_rows(tokens) if share else separate_rows(tokens)
+
+    def predicting_states(self, network: nn.Module, rows: Rows) -> Tensor:
+        """(B, K, T, H) hidden states that predict each completion token."""
+        hidden = hidden_states(network, rows)
+        return hidden.flatten(0, 1)[rows.source.flatten()].unflatten(0, rows.source.shape)
+
+    def output_head(self, network: nn.Module) -> Head:
+        """The output layer with the scale and the bound of the model's logits."""
+        return output_head(network)
+
+    def sample(
+        self, network: nn.Module, prompts: Sequence[Sequence[int]], pad: int, options: dict[str, Any]
+    ) -> list[list[int]]:
+        """One left-padded call of `generate`."""
+        device = next(network.parameters()).device
+        ids, mask = pad_right([prompt[::-1] for prompt in prompts], pad)
+        ids, mask = ids.flip(1).to(device), mask.flip(1).long().to(device)
+        rows = network.generate(input_ids=ids, attention_mask=mask, pad_token_id=pad, **options)  # type: ignore[operator]
+        return rows[:, ids.shape[1] :].tolist()
 
 
 def hidden_states(network: nn.Module, rows: Rows) -> Tensor:
     """(R, L, H) input of the output layer for one layout of rows."""
-    model = causal_lm(network)
+    model = base_model(network)
     mask = rows.attention_mask
     if mask.dim() == 4 and model.config._attn_implementation == "eager":
+        # eager attention adds its mask to the scores, so a bool mask has to become 0 and -inf
         mask = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(model.dtype).min
         )
-    inputs = {"input_ids": rows.input_ids, "attention_mask": mask, "use_cache": False}
+    inputs = {"input_ids": rows.input_ids, "attention_mask": mask, "use_cache": False, **rows.extra}
     if getattr(model.config, "position_embedding_type", None) != "none" and _takes_positions(model.base_model):
         inputs["position_ids"] = rows.position_ids
     return model.base_model(**inputs).last_hidden_state
-
-
-def _takes_positions(backbone: nn.Module) -> bool:
-    import inspect
-
-    parameters = inspect.signature(backbone.forward).parameters
-    return "position_ids" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def output_head(network: nn.Module) -> Head:
@@ -44,35 +93,15 @@ def output_head(network: nn.Module) -> Head:
     Raises:
         ValueError: no output layer, or adapters on it.
     """
-    model = causal_lm(network)
-    layer = model.get_output_embeddings()
-    if layer is None:
-        raise ValueError(f"{type(model).__name__} has no output layer: a causal language model is needed")
-    if hasattr(layer, "base_layer"):
-        raise ValueError(
-            "an adapter sits on the output layer; take 'lm_head' out of lora.target_modules, or train it whole through "
-            "lora.modules_to_save"
-        )
-    if hasattr(layer, "modules_to_save"):
-        layer = layer.original_module if layer.disable_adapters else layer.modules_to_save[layer.active_adapters[0]]
-    config = model.config.get_text_config()
+    layer, config = output_layer(network), base_model(network).config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     if getattr(config, "logits_scaling", None):
         scale = 1.0 / config.logits_scaling
-    return Head(whole(layer.weight), whole(getattr(layer, "bias", None)), scale, config_cap(config))
-
-
-def config_cap(config: Any) -> float | None:
-    """Bound of the logits in a configuration (Gemma 2), None where there is none."""
-    return getattr(config, "final_logit_softcapping", None)
-
-
-def _probe(network: nn.Module) -> Tokens:
-    vocab = causal_lm(network).config.get_text_config().vocab_size
-    device = next(network.parameters()).device
-    ids = (torch.arange(12, device=device) * 7 + 3) % vocab
-    return Tokens(
-        ids[None, :4], torch.tensor([4], device=device), ids[4:].view(1, 2, 4), torch.tensor([[4, 3]], device=device)
+    return Head(
+        whole(layer.weight),
+        whole(getattr(layer, "bias", None)),
+        scale,
+        getattr(config, "final_logit_softcapping", None),
     )
 
 
@@ -83,33 +112,38 @@ def check_head(network: nn.Module) -> None:
     Raises:
         ValueError: they differ, so log-probabilities taken from them would be wrong.
     """
-    rows = separate_rows(_probe(network))
-    hidden, head = hidden_states(network, rows), output_head(network)
-    logits = hidden.float() @ head.weight.float().t()
-    logits = logits if head.bias is None else logits + head.bias.float()
-    logits = logits * head.scale
-    logits = logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
-    model = causal_lm(network)
-    own = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits.float()
-    gap = ((own - logits).abs() * rows.attention_mask[..., None]).max()
-    if gap > 0.02 * own.abs().max().clamp(min=1.0):
-        raise ValueError(
-            f"{type(model).__name__}: hidden states times output layer differ from the model's logits by {gap:.3g}. "
-            "Its head does something this library does not know; please report the model type."
-        )
+    rows = separate_rows(probe_tokens(network))
+    logits = apply_head(hidden_states(network, rows), output_head(network))
+    model = base_model(network)
+    expected = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
+    refuse_difference(network, logits, expected, rows.attention_mask)
 
 
 @torch.no_grad()
 def honours_shared_prefix(network: nn.Module) -> bool:
     """Whether the model gives the same hidden states for shared-prefix rows as for separate rows, on a tiny probe."""
-    model = causal_lm(network)
-    if model.config._attn_implementation not in ("sdpa", "eager"):
+    if base_model(network).config._attn_implementation not in ("sdpa", "eager"):
         return False
-    tokens = _probe(network)
+    tokens = probe_tokens(network)
+
+    def states(rows: Rows) -> Tensor:
+        return hidden_states(network, rows).float().flatten(0, 1)[rows.source[tokens.mask]]
+
     try:
-        one, two = separate_rows(tokens), shared_prefix_rows(tokens)
-        a = hidden_states(network, one).float().flatten(0, 1)[one.source[tokens.mask]]
-        b = hidden_states(network, two).float().flatten(0, 1)[two.source[tokens.mask]]
+        separate, shared = states(separate_rows(tokens)), states(shared_prefix_rows(tokens))
     except (RuntimeError, ValueError, TypeError, IndexError):
         return False
-    return bool((a - b).abs().max() <= 0.02 * a.abs().max().clamp(min=1e-6))
+    return bool((separate - shared).abs().max() <= 0.02 * separate.abs().max().clamp(min=1e-6))
+
+
+def _takes_positions(backbone: nn.Module) -> bool:
+    parameters = inspect.signature(backbone.forward).parameters
+    return "position_ids" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _window_allows(config: Any, tokens: Tokens) -> bool:
+    """Sliding-window layers do not window a 4-D mask, so every row must fit into the window."""
+    window = getattr(config, "sliding_window", None)
+    if not isinstance(window, int):
+        return True
+    return int((tokens.prompt_length + tokens.length.amax(1)).max()) <= window

@@ -1,4 +1,4 @@
-"""Sampling from a causal language model in batches, with seeds of its own."""
+"""Sampling from a language model in batches, with seeds of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pl_prefopt.logprobs.causal import CausalFamily
+from pl_prefopt.logprobs.family import TokenFamily
 from pl_prefopt.utilities.modes import eval_mode
 from pl_prefopt.utilities.seeding import derive_seed
 from pl_prefopt.utilities.sharding import settle
@@ -18,6 +20,7 @@ def generate(
     network: nn.Module,
     prompts: Sequence[Sequence[int]],
     *,
+    family: TokenFamily[Any] | None = None,
     count: int = 1,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
@@ -33,8 +36,9 @@ def generate(
     drawn before, so an interrupted sampling can go on at any batch.
 
     Args:
-        network: a transformers causal language model, with or without peft.
+        network: a transformers language model, with or without peft.
         prompts: token ids, at least one each.
+        family: how the network is called; None: as a causal language model.
         count: continuations per prompt, >= 1.
         max_new_tokens: upper bound of a continuation's tokens, >= 1.
         temperature: > 0; 0 decodes greedily.
@@ -57,37 +61,24 @@ def generate(
     empty = [i for i, p in enumerate(prompts) if not len(p)]
     if empty:
         raise ValueError(f"prompts {empty} hold no token; begin with BOS where a prompt is empty")
-    options = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens, "pad_token_id": pad, "eos_token_id": eos}
+    family = family or CausalFamily()
+    # greedy decoding gives the same continuation each time, so it is drawn once and repeated
+    draws = count if temperature > 0 else 1
+    options: dict[str, Any] = {"do_sample": temperature > 0, "max_new_tokens": max_new_tokens, "eos_token_id": eos}
     if temperature > 0:
         options |= {"temperature": temperature, "top_p": top_p, "top_k": 0, "num_return_sequences": count}
-    out: list[list[list[int]]] = []
+    device = next(network.parameters()).device
+    continuations: list[list[list[int]]] = []
     with eval_mode(network):
         for start in range(0, len(prompts), batch_size):
-            part = prompts[start : start + batch_size]
-            drawn = _call(network, part, options, derive_seed(seed, "generate", start))
-            times = count if temperature > 0 else 1
-            rows = [_ended(row, eos) for row in drawn]
-            for i in range(len(part)):
-                own = rows[i * times : (i + 1) * times]
-                out.append(own if times == count else own * count)
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(derive_seed(seed, "generate", start))
+                sampled = family.sample(network, prompts[start : start + batch_size], pad, options)
+            rows = [_ended(row, eos) for row in sampled]
+            for first in range(0, len(rows), draws):
+                continuations.append(rows[first : first + draws] * (count // draws))
     settle(network)
-    return out
-
-
-def _call(network: nn.Module, prompts: Sequence[Sequence[int]], options: dict[str, Any], seed: int) -> list[list[int]]:
-    """One left-padded call of `generate`; the new tokens of each row."""
-    device = next(network.parameters()).device
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), options["pad_token_id"], dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        made = network.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **options)  # type: ignore[operator]
-    return made[:, width:].tolist()
+    return continuations
 
 
 def _ended(row: list[int], eos: int | None) -> list[int]:

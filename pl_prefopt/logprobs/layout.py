@@ -1,14 +1,16 @@
-"""From prompts and completions to the rows a causal network reads, and back to the positions that predict each token.
+"""From prompts and completions to the rows a network reads, and back to the positions that predict each token.
 
-Two layouts give the same numbers: separate rows (prompt + completion, one row a completion) and shared-prefix rows
-(prompt once, every completion attends to the prompt and to itself, positions restart after the prompt).
+A causal network has two layouts that give the same numbers: separate rows (prompt + completion, one row a completion)
+and shared-prefix rows (prompt once, every completion attends to the prompt and to itself, positions restart after the
+prompt). An encoder-decoder reads the prompt in its encoder, once, and every completion in its decoder.
 
 Shapes: B groups, K completions of one prompt, P prompt tokens, T completion tokens, R rows, L row length.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -42,19 +44,38 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Rows:
-    """Inputs of one forward pass.
+    """Inputs of one forward pass of a causal network.
 
     Args:
         input_ids: (R, L).
         attention_mask: (R, L) bool for separate rows, (R, 1, L, L) bool (query, key) for shared-prefix rows.
         position_ids: (R, L).
         source: (B, K, T) index into the R * L positions: where the hidden state lies that predicts each token.
+        extra: further arguments of the network, such as pixels; rows first.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     position_ids: Tensor
     source: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EncoderDecoderRows:
+    """Inputs of one forward pass of an encoder-decoder; R = B * K, row b * K + k.
+
+    Args:
+        input_ids: (B, P) for the encoder.
+        attention_mask: (B, P) bool.
+        decoder_input_ids: (R, T) completions, shifted right by one: position t predicts token t.
+        count: K, completions of a prompt.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    decoder_input_ids: Tensor
+    count: int
 
 
 def read_tokens(batch: dict[str, Tensor]) -> Tokens:
@@ -76,6 +97,7 @@ def read_tokens(batch: dict[str, Tensor]) -> Tokens:
 def _compact(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     mask = mask.bool()
     length = mask.sum(-1)
+    # a stable sort by "is padding" moves the real tokens to the front and keeps their order
     order = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)
     width = max(int(length.max()), 1)
     return ids.gather(-1, order)[..., :width], length
@@ -107,6 +129,7 @@ def shared_prefix_rows(tokens: Tokens, pad_id: int = 0) -> Rows:
     start = p[:, None] + c.cumsum(1) - c
     total = int((p + c.sum(1)).max())
     at = torch.arange(total, device=p.device).expand(batch, total)
+    # segment 0 is the prompt, k the k-th completion (from 1), count + 1 the padding: the number of starts passed
     segment = (at[:, None] >= start[..., None]).sum(1)
     padding = at >= (p + c.sum(1))[:, None]
     segment = segment.masked_fill(padding, count + 1)
@@ -118,10 +141,30 @@ def shared_prefix_rows(tokens: Tokens, pad_id: int = 0) -> Rows:
     position = torch.where(segment == 0, at, p[:, None] + at - begin).masked_fill(padding, 0)
     visible = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
     allowed = visible & (at[:, None, :] <= at[:, :, None])
+    # token 0 of EVERY completion is predicted by the last prompt token, token t by the completion's token t - 1
     t = torch.arange(width, device=p.device)
     source = torch.where(t == 0, p[:, None, None] - 1, start[..., None] + t - 1)
     source = source + (torch.arange(batch, device=p.device) * total)[:, None, None]
     return Rows(ids, allowed[:, None], position, source.clamp(max=batch * total - 1))
+
+
+def encoder_decoder_rows(tokens: Tokens, start_id: int, pad_id: int = 0) -> EncoderDecoderRows:
+    """Prompts for the encoder, completions shifted right for the decoder.
+
+    Args:
+        tokens: prompts and completions.
+        start_id: what the decoder begins with.
+        pad_id: what stands outside the masks.
+    """
+    prompt_mask = torch.arange(tokens.prompt.shape[1], device=tokens.prompt.device) < tokens.prompt_length[:, None]
+    completions = tokens.completion.masked_fill(~tokens.mask, pad_id).flatten(0, 1)
+    start = completions.new_full((len(completions), 1), start_id)
+    return EncoderDecoderRows(
+        tokens.prompt.masked_fill(~prompt_mask, pad_id),
+        prompt_mask,
+        torch.cat([start, completions[:, :-1]], 1),
+        tokens.completion.shape[1],
+    )
 
 
 def prefix_pays(tokens: Tokens) -> bool:

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar, Generic, TypeVar
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from pl_prefopt.metrics import ExactMeans
 from pl_prefopt.metrics.functional import ndcg
-from pl_prefopt.modules.checkpoints import check_state, compare_hparams, keep_trainable, trainable_tensors
+from pl_prefopt.modules.checkpoints import TrainableCheckpoints
+from pl_prefopt.modules.evaluation import Batch, ExactEvaluation
 from pl_prefopt.objectives import Objective
 from pl_prefopt.policies.base import FromCallable, PolicyBuilder
-from pl_prefopt.references import NoReference, Reference
+from pl_prefopt.references import NoReference, Reference, ReferenceNetwork
 from pl_prefopt.scores import PairScores
 from pl_prefopt.utilities.configurable import from_config, to_config
 from pl_prefopt.utilities.seeding import derive_seed
 from pl_prefopt.utilities.sharding import shard
 
-Batch = dict[str, Any]
+Inputs = TypeVar("Inputs")
+Measurement = TypeVar("Measurement")
 
 
-class PreferenceModule(pl.LightningModule):
-    """A policy, a reference and an objective; a modality adds `score`.
+class PreferenceModule(ExactEvaluation, TrainableCheckpoints, Generic[Inputs, Measurement]):
+    """A policy, a reference and an objective; a modality says how a batch is scored.
 
-    loss = (1/B) sum_b weight_b * objective(scores)_b, automatic optimisation. Hyper-parameters are plain values,
-    checkpoints hold trainable tensors only, the reference never trains, and validation metrics are exact.
+    loss = (1/B) sum_b weight_b * objective(scores)_b, automatic optimization. Scoring has three steps, the same for
+    every modality: `prepare(batch)` gives all that policy and reference share, `measure(network, inputs, reference)`
+    runs one network, the reference first and then the policy, and `assemble` makes `PairScores` of the two
+    measurements. Hyper-parameters are plain values, checkpoints hold trainable tensors only, the reference never
+    trains, and validation metrics are exact.
 
     Args:
         policy: builder of the network that is trained; any callable without arguments that returns a network will do
@@ -51,8 +53,6 @@ class PreferenceModule(pl.LightningModule):
     )  # fmt: skip
 
     policy: nn.Module
-    split: str
-    """Name of the data split of the batch at hand, as in `datamodule.datasets`."""
 
     def __init__(
         self,
@@ -76,51 +76,73 @@ class PreferenceModule(pl.LightningModule):
                 f"objective {type(self.objective).__name__} needs {', '.join(sorted(lacking))}, which "
                 f"{type(self).__name__} cannot give; it gives {', '.join(sorted(self.provides))}"
             )
-        self.strict_loading = False
-        self.metrics = nn.ModuleDict()
-        self.reference: nn.Module | None = None
-        self.split = "train"
-        self._unchecked: list[tuple[Tensor, Any]] = []
-        plain = isinstance(self.policy_builder, PolicyBuilder) and not isinstance(self.policy_builder, FromCallable)
+        self.reference: ReferenceNetwork | None = None
+        remembered = isinstance(self.policy_builder, PolicyBuilder) and not isinstance(
+            self.policy_builder, FromCallable
+        )
         self.save_hyperparameters(
             {
-                "policy": to_config(self.policy_builder) if plain else None,
+                "policy": to_config(self.policy_builder) if remembered else None,
                 "objective": to_config(self.objective),
                 "reference": to_config(self.reference_config),
                 "seed": seed,
             }
         )
 
-    # ---- what a modality gives -------------------------------------------------------------------------------------
+    # what a modality gives
 
     @abstractmethod
-    def score(self, batch: Batch) -> PairScores:
-        """Scores of a batch, with gradient to the policy."""
+    def prepare(self, batch: Batch) -> Inputs:
+        """What policy and reference share: rows and masks, or latents, timesteps and noise."""
+
+    @abstractmethod
+    def measure(self, network: nn.Module, inputs: Inputs, reference: Measurement | None = None) -> Measurement:
+        """Run one network. The reference is measured first, without gradient; the policy's pass is given its result."""
+
+    @abstractmethod
+    def assemble(self, inputs: Inputs, policy: Measurement, reference: Measurement | None) -> PairScores:
+        """Scores from the two measurements; `reference` is None where the objective subtracts none."""
 
     @abstractmethod
     def pair_hidden_states(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Features that feed the policy's output layer: chosen (B, T, D), its mask (B, T), rejected, its mask."""
 
-    def pair_logratios(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-ratios of the chosen and the rejected sample, (B,) each, with gradient to the policy.
+    # scoring
 
-        Callbacks may pass any batch, so nothing that was cached for a split is used.
-        """
-        scores = self._score_anywhere(batch)
+    def score(self, batch: Batch) -> PairScores:
+        """Scores of a batch, with gradient to the policy."""
+        inputs = self.prepare(batch)
+        reference = self.measure_reference(inputs)
+        return self.assemble(inputs, self.measure(self.policy, inputs, reference), reference)
+
+    def measure_reference(self, inputs: Inputs) -> Measurement | None:
+        """The reference's measurement, None where the objective subtracts none."""
+        if not self.needs_reference:
+            return None
+        assert self.reference is not None
+        with self.reference.use(self.policy) as network:
+            return self.measure(network, inputs)
+
+    def measures_policy(self, reference: Measurement | None) -> bool:
+        """Inside `measure`: whether the pass is the policy's, so that what only the policy needs is computed once."""
+        return reference is not None or not self.needs_reference
+
+    def losses(self, scores: PairScores) -> Tensor:
+        """The objective's loss per row, (B,), times the data column `weight` where there is one."""
+        losses = self.objective(scores)
+        weight = scores.columns.get("weight")
+        return losses if weight is None else losses * weight
+
+    def pair_logratios(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-ratios of the chosen and the rejected sample, (B,) each, with gradient to the policy; for callbacks."""
+        scores = self.score(batch)
         return scores.chosen, scores.rejected
 
     def pair_losses(self, batch: Batch) -> Tensor:
-        """The objective's loss per pair, (B,), with gradient to the policy; for callbacks, as `pair_logratios`."""
-        return self.objective(self._score_anywhere(batch))
+        """The weighted loss per row, (B,), with gradient to the policy; for callbacks."""
+        return self.losses(self.score(batch))
 
-    def _score_anywhere(self, batch: Batch) -> PairScores:
-        split, self.split = self.split, ""
-        try:
-            return self.score(batch)
-        finally:
-            self.split = split
-
-    # ---- building --------------------------------------------------------------------------------------------------
+    # building
 
     @property
     def needs_reference(self) -> bool:
@@ -137,12 +159,11 @@ class PreferenceModule(pl.LightningModule):
         self.policy = policy
         if self.needs_reference:
             self.reference = self.reference_config.build(policy)
-        self._shard()
+        if self.device_mesh is not None:
+            self.shard_networks()
 
-    def _shard(self) -> None:
+    def shard_networks(self) -> None:
         """Under ModelParallelStrategy: shard policy and reference, each on its own."""
-        if self.device_mesh is None:
-            return
         frozen = getattr(self.reference, "network", None)
         for network in (self.policy, frozen):
             if isinstance(network, nn.Module):
@@ -156,22 +177,11 @@ class PreferenceModule(pl.LightningModule):
         scheduler = self.scheduler_factory(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore
 
-    def train(self, mode: bool = True) -> PreferenceModule:
-        """Switch the policy; everything frozen stays in eval mode."""
-        super().train(mode)
-        for module in self.frozen_modules():
-            module.eval()
-        return self
-
     def frozen_modules(self) -> list[nn.Module]:
-        """Modules that never train and never leave eval mode."""
+        """The reference."""
         return [] if self.reference is None else [self.reference]
 
-    # ---- steps -----------------------------------------------------------------------------------------------------
-
-    def on_fit_start(self) -> None:
-        """Start from a policy in training mode: `from_pretrained` returns one in eval mode."""
-        self.train()
+    # steps
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Key the global generator (dropout, where it is on) by the step, so that a resumed run repeats it."""
@@ -179,122 +189,35 @@ class PreferenceModule(pl.LightningModule):
             torch.manual_seed(derive_seed(self.seed, "step", self.global_step, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean over pairs of the weighted objective."""
-        self.split = "train"
+        """Mean over rows of the weighted objective."""
         scores = self.score(batch)
-        losses = self.objective(scores)
-        loss = (losses * batch["weight"]).mean() if "weight" in batch else losses.mean()
-        self._unchecked.append((loss.detach(), batch.get("index")))
-        size = losses.shape[0]
+        losses = self.losses(scores)
+        loss = losses.mean()
+        self.watch_loss(loss, batch.get("index"))
         rows = self.row_metrics(scores, losses.detach())
-        means = {f"train/{k}": v.float().mean() for k, v in rows.items() if k != "loss"}
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        self.log_dict(means, batch_size=size)
+        means = {f"train/{name}": values.float().mean() for name, values in rows.items() if name != "loss"}
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(losses))
+        self.log_dict(means, batch_size=len(losses))
         return loss
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop before a loss that is not finite reaches the weights.
-
-        Raises:
-            ValueError: naming the step, the value and the batch's row ids.
-        """
-        pending, self._unchecked = self._unchecked, []
-        if not pending or bool(torch.isfinite(torch.stack([v for v, _ in pending])).all()):
-            return
-        for value, index in pending:
-            if not torch.isfinite(value):
-                rows = index.tolist() if isinstance(index, Tensor) else index
-                raise ValueError(
-                    f"train/loss is {value.item()} at optimizer step {self.global_step}, rows {rows} of the training "
-                    "set. The weights were not updated and the last checkpoint is good: look at those rows, lower the "
-                    "learning rate, or use bf16 instead of fp16."
-                )
+    def measure_rows(self, batch: Batch) -> dict[str, Tensor]:
+        """Weighted loss and metrics of every row of an evaluation batch."""
+        scores = self.score(batch)
+        return self.row_metrics(scores, self.losses(scores))
 
     def row_metrics(self, scores: PairScores, losses: Tensor) -> dict[str, Tensor]:
-        """Quantities per pair, (B,) each, that become `{stage}/name`; in evaluation, lists with relevance get `ndcg`.
+        """Quantities per row, (B,) each, that become `{stage}/name`; in evaluation, lists with relevance get `ndcg`.
 
         Modalities add their own.
         """
-        out = {"loss": losses, "chosen_logratio": scores.chosen.detach()}
+        metrics = {"loss": losses, "chosen_logratio": scores.chosen.detach()}
         if scores.logratios.shape[1] == 1:
-            return out
+            return metrics
         rewards = self.objective.rewards(scores)
-        gap = rewards[:, 0] - rewards[:, 1]
-        out["rejected_logratio"] = scores.rejected.detach()
-        out["accuracy"] = (gap > 0).float() + 0.5 * (gap == 0).float()
-        out["margin"] = gap
+        margin = rewards[:, 0] - rewards[:, 1]
+        metrics["rejected_logratio"] = scores.rejected.detach()
+        metrics["accuracy"] = (margin > 0).float() + 0.5 * (margin == 0).float()
+        metrics["margin"] = margin
         if "relevance" in scores.columns and not self.training:
-            out["ndcg"] = ndcg(rewards, scores.columns["relevance"], mask=scores.mask)
-        return out
-
-    def _evaluate(self, stage: str, batch: Batch, dataloader_idx: int) -> None:
-        name = self.eval_names(stage)[dataloader_idx]
-        self.split = f"{stage}/{name}" if name else stage
-        scores = self.score(batch)
-        losses = self.objective(scores)
-        metric = self.metrics[f"{stage}{dataloader_idx}"]
-        assert isinstance(metric, ExactMeans)
-        metric.update(self.row_metrics(scores, losses))
-
-    def _start_evaluation(self, stage: str) -> None:
-        for i in range(len(self.eval_names(stage))):
-            key = f"{stage}{i}"
-            if key not in self.metrics:
-                self.metrics[key] = ExactMeans(self.metric_names).to(self.device)
-            self.metrics[key].reset()  # type: ignore[operator]
-
-    def _finish_evaluation(self, stage: str) -> None:
-        for i, name in enumerate(self.eval_names(stage)):
-            values = self.metrics[f"{stage}{i}"].compute()  # type: ignore[operator]
-            prefix = stage if not name else f"{stage}/{name}"
-            self.log_dict({f"{prefix}/{k}": v.to(self.device) for k, v in values.items()}, sync_dist=True)
-
-    def eval_names(self, stage: str) -> list[str]:
-        """One name per evaluation set; the only one is nameless, so its metrics are `val/accuracy` and so on."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if hasattr(datamodule, "names"):
-            return [name.partition("/")[2] for name in datamodule.names(stage)]  # type: ignore[union-attr]
-        loaders = self.trainer.test_dataloaders if stage == "test" else self.trainer.val_dataloaders
-        count = len(loaders) if isinstance(loaders, (list, tuple)) else 1
-        return [""] if count == 1 else [str(i) for i in range(count)]
-
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to the exact sums."""
-        self._evaluate("val", batch, dataloader_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to the exact sums."""
-        self._evaluate("test", batch, dataloader_idx)
-
-    def on_validation_epoch_start(self) -> None:
-        self._start_evaluation("val")
-
-    def on_validation_epoch_end(self) -> None:
-        self._finish_evaluation("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._start_evaluation("test")
-
-    def on_test_epoch_end(self) -> None:
-        self._finish_evaluation("test")
-
-    # ---- checkpoints -----------------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trainable tensors only."""
-        keep_trainable(self, checkpoint)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = False, assign: bool = False) -> Any:
-        """Load trainable tensors; frozen ones are rebuilt, so their absence is not reported."""
-        keys = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        own = trainable_tensors(self)
-        keys.missing_keys[:] = [k for k in keys.missing_keys if k in own]
-        return keys
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, and, under a Trainer, of other hyper-parameters."""
-        self.configure_model()
-        if self._trainer is not None:
-            compare_hparams(dict(self.hparams), checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
-        if "state_dict" in checkpoint:  # ModelParallelStrategy has filled the shards already
-            check_state(self, checkpoint)
+            metrics["ndcg"] = ndcg(rewards, scores.columns["relevance"], mask=scores.mask)
+        return metrics

@@ -1,11 +1,65 @@
-"""What goes into a checkpoint, and what is refused on the way back."""
+"""Checkpoints of trainable tensors: what goes in, what is refused on the way back, and the parts that never train."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import lightning.pytorch as pl
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys as IncompatibleKeys
+from typing_extensions import Self
+
+Checkpoint = dict[str, Any]
+"""What `torch.load` gives: state dicts and plain values, of Lightning and of every callback."""
+
+
+class TrainableCheckpoints(pl.LightningModule):
+    """A module whose checkpoints hold trainable tensors only, and whose frozen parts stay frozen.
+
+    Frozen parts (references, teachers, encoders) are rebuilt from the hyper-parameters, so a checkpoint of adapters is
+    megabytes. What is missing, unexpected or of another shape is refused by name, and so are other hyper-parameters.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strict_loading = False
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """Submodules that never train and never leave eval mode."""
+        return []
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode of everything that is not frozen."""
+        super().train(mode)
+        for module in self.frozen_modules():
+            module.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        """Start in training mode: `from_pretrained` returns networks in eval mode, and Lightning leaves them there."""
+        self.train()
+
+    def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Keep trainable tensors only."""
+        keep_trainable(self, checkpoint)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = False, assign: bool = False
+    ) -> IncompatibleKeys:
+        """Load trainable tensors; frozen ones are rebuilt, so their absence is not reported."""
+        keys = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        trainable = trainable_tensors(self)
+        keys.missing_keys[:] = [key for key in keys.missing_keys if key in trainable]
+        return keys
+
+    def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint of another model, and, under a Trainer, of other hyper-parameters."""
+        self.configure_model()
+        if self._trainer is not None:
+            compare_hparams(dict(self.hparams), checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
+        if "state_dict" in checkpoint:  # ModelParallelStrategy has filled the shards already
+            check_state(self, checkpoint)
 
 
 def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -13,42 +67,52 @@ def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {k: v for k, v in module.state_dict(keep_vars=True).items() if getattr(v, "requires_grad", False)}
 
 
-def keep_trainable(module: nn.Module, checkpoint: dict[str, Any]) -> None:
+def keep_trainable(module: nn.Module, checkpoint: Checkpoint) -> None:
     """Drop from `checkpoint` what can be rebuilt: frozen weights, references, encoders."""
-    keep = trainable_tensors(module)
-    checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+    trainable = trainable_tensors(module)
+    checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
 
 
-def check_state(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+def check_state(module: nn.Module, checkpoint: Checkpoint) -> None:
     """Compare names and shapes of a checkpoint with the trainable tensors of the module.
 
     Raises:
         ValueError: tensors missing, unexpected, or of another shape, with the first few named.
     """
-    saved, own = checkpoint.get("state_dict", {}), trainable_tensors(module)
-    missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - set(module.state_dict()))
-    shapes = [
-        f"{k} {tuple(saved[k].shape)} != {tuple(own[k].shape)}"
-        for k in own.keys() & saved.keys()
-        if saved[k].shape != own[k].shape
+    saved, expected = checkpoint.get("state_dict", {}), trainable_tensors(module)
+    problems = {
+        "missing": sorted(expected.keys() - saved.keys()),
+        "unexpected": sorted(saved.keys() - set(module.state_dict())),
+        "of another shape": sorted(
+            f"{key} {tuple(saved[key].shape)} != {tuple(expected[key].shape)}"
+            for key in expected.keys() & saved.keys()
+            if saved[key].shape != expected[key].shape
+        ),
+    }
+    parts = [
+        f"{len(names)} {problem} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for problem, names in problems.items()
+        if names
     ]
-    problems = {"missing": missing, "unexpected": extra, "of another shape": sorted(shapes)}
-    told = [f"{len(v)} {k} ({', '.join(v[:3])}{', ...' if len(v) > 3 else ''})" for k, v in problems.items() if v]
-    if told:
+    if parts:
         raise ValueError(
-            f"the checkpoint belongs to another model; its tensors are {'; '.join(told)}. "
+            f"the checkpoint belongs to another model; its tensors are {'; '.join(parts)}. "
             "Use the configuration that it was trained with."
         )
 
 
-def compare_hparams(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+def compare_hparams(configured: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Refuse to resume a run under other hyper-parameters.
 
     Raises:
         ValueError: listing `name: value in the checkpoint != configured value`.
     """
-    a, b = dict(_flat(saved)), dict(_flat(own))
-    differing = [f"{k}: {a.get(k)!r} != {b.get(k)!r}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+    before, now = dict(_flat(saved)), dict(_flat(configured))
+    differing = [
+        f"{key}: {before.get(key)!r} != {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
     if differing and saved:
         raise ValueError(
             "resuming under other hyper-parameters than the checkpoint's (checkpoint != configured): "
@@ -57,7 +121,9 @@ def compare_hparams(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         )
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping):
-        return [item for k, v in value.items() for item in _flat(v, f"{prefix}.{k}" if prefix else str(k))]
-    return [(prefix, value)]
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pl_prefopt.diffusion.families import Family
 from pl_prefopt.diffusion.timesteps import TimestepSampler
-from pl_prefopt.modules.base import Batch
+from pl_prefopt.modules.evaluation import Batch
 from pl_prefopt.utilities.seeding import keyed_generator
 
 Draws = dict[str, Tensor]

@@ -15,7 +15,7 @@ from pl_prefopt.diffusion.families import Family
 from pl_prefopt.diffusion.processes import rowwise
 from pl_prefopt.diffusion.timesteps import TimestepSampler, Uniform, Weighting
 from pl_prefopt.losses import denoising_logratios, safeguard_factor
-from pl_prefopt.modules.base import Batch, PreferenceModule
+from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.diffusion_rows import (
     Condition,
     Draws,
@@ -26,6 +26,7 @@ from pl_prefopt.modules.diffusion_rows import (
     row_generators,
     text_drop,
 )
+from pl_prefopt.modules.evaluation import Batch
 from pl_prefopt.objectives import DPO, Objective
 from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.references import AutoReference, CachedReference, Reference

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from pl_prefopt.logprobs.causal import hidden_states
-from pl_prefopt.logprobs.layout import read_tokens, separate_rows
-from pl_prefopt.modules.base import Batch, PreferenceModule
+from pl_prefopt.logprobs.layout import Rows, read_tokens, separate_rows
+from pl_prefopt.modules.base import PreferenceModule
+from pl_prefopt.modules.evaluation import Batch
 from pl_prefopt.objectives import DPO, Objective
 from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.policies.reward_head import reward_of
@@ -18,7 +20,17 @@ from pl_prefopt.references import NoReference
 from pl_prefopt.scores import PairScores, data_columns
 
 
-class RewardModule(PreferenceModule):
+@dataclass(frozen=True)
+class RewardInputs:
+    """Rows of prompt + completion, (B, K) of them, with what the batch brought beside."""
+
+    rows: Rows
+    shape: torch.Size
+    columns: dict[str, Tensor]
+    list_mask: Tensor | None
+
+
+class RewardModule(PreferenceModule[RewardInputs, Tensor]):
     """A scalar reward of prompt and completion: s(x, y), read at the last token.
 
     It stands where other modules have log-ratios, so DPO(beta=1) is the Bradley-Terry loss -log sigmoid(s_w - s_l),
@@ -48,22 +60,28 @@ class RewardModule(PreferenceModule):
     ) -> None:
         super().__init__(policy, objective or DPO(beta=1.0), NoReference(), optimizer, lr_scheduler, seed)
 
-    def last_states(self, batch: Batch) -> Tensor:
-        """(B, K, H) hidden states of the last token of each completion."""
+    def prepare(self, batch: Batch) -> RewardInputs:
+        """Prompt and completion in one row each."""
         tokens = read_tokens(batch)
-        rows = separate_rows(tokens)
-        hidden = hidden_states(self.policy, rows)
-        last = (rows.attention_mask.sum(1) - 1).clamp(min=0)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last].view(*tokens.length.shape, -1)
+        return RewardInputs(separate_rows(tokens), tokens.length.shape, data_columns(batch), batch.get("list_mask"))
 
-    def score(self, batch: Batch) -> PairScores:
+    def last_states(self, inputs: RewardInputs) -> Tensor:
+        """(B, K, H) hidden states of the last token of each completion."""
+        hidden = hidden_states(self.policy, inputs.rows)
+        last = (inputs.rows.attention_mask.sum(1) - 1).clamp(min=0)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last].view(*inputs.shape, -1)
+
+    def measure(self, network: nn.Module, inputs: RewardInputs, reference: Tensor | None = None) -> Tensor:
+        """(B, K) rewards."""
+        return reward_of(network, self.last_states(inputs))
+
+    def assemble(self, inputs: RewardInputs, policy: Tensor, reference: Tensor | None) -> PairScores:
         """Rewards in the place of log-ratios."""
-        rewards = reward_of(self.policy, self.last_states(batch))
-        return PairScores(logratios=rewards, mask=batch.get("list_mask"), columns=data_columns(batch))
+        return PairScores(logratios=policy, mask=inputs.list_mask, columns=inputs.columns)
 
     def pair_hidden_states(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The states that the reward is read from: one position each."""
-        hidden = self.last_states(batch)
+        hidden = self.last_states(self.prepare(batch))
         mask = torch.ones(len(hidden), 1, dtype=torch.bool, device=hidden.device)
         return hidden[:, :1], mask, hidden[:, 1:2], mask
 

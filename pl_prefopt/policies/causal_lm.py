@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from pl_prefopt.adapters import check_lora
+from pl_prefopt.logprobs.causal import CausalFamily
+from pl_prefopt.logprobs.family import TokenFamily
 from pl_prefopt.policies.base import PolicyBuilder
+from pl_prefopt.utilities.dtypes import dtype_named
 from pl_prefopt.utilities.modes import disable_dropout
+from pl_prefopt.utilities.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class CausalLM(PolicyBuilder):
@@ -40,7 +42,7 @@ class CausalLM(PolicyBuilder):
         ValueError: both or neither of `pretrained` and `config`, an unknown dtype, model type or adapter option.
     """
 
-    family: ClassVar[str] = "AutoModelForCausalLM"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
     """Class of transformers that builds the network."""
     task: ClassVar[str] = "CAUSAL_LM"
     """Its name in peft."""
@@ -67,8 +69,7 @@ class CausalLM(PolicyBuilder):
                 f"give exactly one of pretrained (a name or folder) and config (a dict with model_type); got "
                 f"pretrained={pretrained!r}, config={config!r}"
             )
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        dtype_named(dtype)
         if config is not None and "model_type" not in config:
             raise ValueError(f"config needs a model_type such as 'qwen2', 'llama' or 'gpt2'; got keys {sorted(config)}")
         if lora is not None and adapter is not None:
@@ -86,6 +87,10 @@ class CausalLM(PolicyBuilder):
         self.gradient_checkpointing = gradient_checkpointing
         self.trust_remote_code = trust_remote_code
         self.seed = seed
+
+    def family(self) -> TokenFamily[Any]:
+        """How the network is called."""
+        return CausalFamily()
 
     def __call__(self) -> nn.Module:
         """Build the model; the global random state is left as it was."""
@@ -109,17 +114,15 @@ class CausalLM(PolicyBuilder):
         options = {**(self.config or {}), **self.settings}
         kind = options.pop("model_type")
         if kind not in CONFIG_MAPPING:
-            import difflib
-
-            near = difflib.get_close_matches(kind, list(CONFIG_MAPPING), 3)
-            raise ValueError(f"model_type {kind!r} is unknown to transformers; nearest: {', '.join(near) or 'none'}")
+            hint = did_you_mean(kind, list(CONFIG_MAPPING))
+            raise ValueError(f"config.model_type must be a model type of transformers, got {kind!r}. {hint}".rstrip())
         config = AutoConfig.for_model(kind, **options)
-        return self._auto().from_config(config, dtype=DTYPES[self.dtype], attn_implementation=self.attention)
+        return self._auto().from_config(config, dtype=dtype_named(self.dtype), attn_implementation=self.attention)
 
     def _auto(self) -> Any:
         import transformers
 
-        return getattr(transformers, self.family)
+        return getattr(transformers, self.auto_class)
 
     def _from_pretrained(self) -> PreTrainedModel:
         extra: dict[str, Any] = dict(self.settings)
@@ -131,7 +134,7 @@ class CausalLM(PolicyBuilder):
         return self._auto().from_pretrained(
             self.pretrained,
             revision=self.revision or "main",
-            dtype=DTYPES[self.dtype],
+            dtype=dtype_named(self.dtype),
             attn_implementation=self.attention,
             trust_remote_code=self.trust_remote_code,
             use_safetensors=True,

@@ -11,7 +11,7 @@ from torch import nn
 
 from pl_prefopt.adapters import check_lora
 from pl_prefopt.policies.base import PolicyBuilder
-from pl_prefopt.policies.causal_lm import DTYPES
+from pl_prefopt.utilities.dtypes import dtype_named
 
 if TYPE_CHECKING:
     from pl_prefopt.diffusion.components import Source
@@ -57,8 +57,7 @@ class Diffusion(PolicyBuilder):
                 f"give exactly one of pretrained (a name or folder) and tiny (e.g. 'sd'); got "
                 f"pretrained={pretrained!r}, tiny={tiny!r}"
             )
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        dtype_named(dtype)
         if lora is not None and adapter is not None:
             raise ValueError("give lora (a new adapter) or adapter (a trained one), not both")
         check_lora(lora)
@@ -91,7 +90,7 @@ class Diffusion(PolicyBuilder):
     def __call__(self) -> nn.Module:
         """Build the denoiser alone, without dropout (eval mode); the global random state is left as it was."""
         source = self.source()
-        network = source.component(source.kind.denoiser, DTYPES[self.dtype]).requires_grad_(True)
+        network = source.component(source.kind.denoiser, dtype_named(self.dtype)).requires_grad_(True)
         if self.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         with torch.random.fork_rng(devices=[]):
@@ -108,11 +107,11 @@ class Diffusion(PolicyBuilder):
         """A fresh copy of the frozen VAE and text encoders; drop it when the caches are filled."""
         from pl_prefopt.diffusion.conditioner import Conditioner
 
-        return Conditioner(self.source(), DTYPES[self.dtype], device)
+        return Conditioner(self.source(), dtype_named(self.dtype), device)
 
     def pipeline(self, policy: nn.Module) -> Any:
         """A diffusers pipeline around `policy`, to save or to sample with diffusers' own code."""
-        return self.source().pipeline(DTYPES[self.dtype], policy)
+        return self.source().pipeline(dtype_named(self.dtype), policy)
 
     def export(self, policy: nn.Module, folder: Path) -> None:
         """Write what diffusers reads: `pipe.load_lora_weights(folder)`, alpha included, or the denoiser's sub-folder.

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from pl_prefopt.logprobs.causal import causal_lm
+from pl_prefopt.logprobs.family import base_model
 from pl_prefopt.policies.causal_lm import CausalLM
 
 
@@ -17,7 +17,7 @@ class RewardHead(CausalLM):
     `AutoModelForSequenceClassification` and by the judge `RewardModel`.
     """
 
-    family: ClassVar[str] = "AutoModelForSequenceClassification"
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     task: ClassVar[str] = "SEQ_CLS"
     settings: ClassVar[dict[str, Any]] = {"num_labels": 1}
 
@@ -28,10 +28,10 @@ def reward_of(network: nn.Module, hidden: Tensor) -> Tensor:
     Raises:
         ValueError: a network without such a head.
     """
-    head = getattr(causal_lm(network), "score", None)
+    head = getattr(base_model(network), "score", None)
     if head is None:
         raise ValueError(
-            f"{type(causal_lm(network)).__name__} has no layer `score`: use policy: RewardHead with a causal language "
+            f"{type(base_model(network)).__name__} has no layer `score`: use policy: RewardHead with a causal language "
             "model such as Qwen2, Llama, Gemma, Mistral or GPT-2"
         )
     return head(hidden)[..., 0].float()

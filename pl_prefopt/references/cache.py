@@ -1,30 +1,47 @@
-"""Reference log-probabilities per token on disk: computed once, resumable, sharded by rank, refused when foreign."""
+"""Reference log-probabilities per token on disk, which reach a module as one more column of the row.
+
+Values are computed once, resumable, shared by ranks, and refused when they belong to other weights, tokens or dtype.
+
+Shapes: N rows of a split, K completions of a row, T tokens of a completion.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from pl_prefopt.utilities.digests import tensors_digest
+from pl_prefopt.utilities.files import Parts, track, write_atomic, write_json
 
 ROWS_PER_FILE = 512
+COLUMN = "reference_logps"
+"""Name of the column: (K, T) of a row, (B, K, T) of a batch."""
+Row = Mapping[str, Any]
+Compute = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
+R = TypeVar("R", bound="RowsOfTokens")
+
+
+class RowsOfTokens(Protocol):
+    """Random-access rows whose values can be cached."""
+
+    lengths: np.ndarray
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Row: ...
+    def digest(self) -> str: ...
 
 
 def weights_digest(network: nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of the weights, adapters left out (they are off in a reference)."""
-    digest = hashlib.sha256()
-    for name, p in sorted(network.named_parameters()):
-        if ".lora_" in name:
-            continue
-        digest.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
-        digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """SHA-256 of the weights, adapters left out (they are off in a reference)."""
+    return tensors_digest((name, p) for name, p in network.named_parameters() if ".lora_" not in name)
 
 
 class LogpCache:
@@ -33,90 +50,170 @@ class LogpCache:
     Args:
         folder: cache folder of the split.
         key: what the values depend on: {"weights", "tokens", "dtype"}.
-        rows: number of rows of the split.
+        rows: N.
 
     Raises:
         ValueError: the folder holds a cache of another key; the message names each part that differs.
     """
 
-    def __init__(self, folder: Path, key: dict[str, Any], rows: int) -> None:
-        self.folder, self.rows = folder, rows
+    def __init__(self, folder: Path, key: Mapping[str, object], rows: int) -> None:
+        self.folder = folder
         self.key = {**key, "rows": rows, "rows_per_file": ROWS_PER_FILE}
-        self._values: Tensor | None = None
-        self._starts = self._lengths = torch.empty(0)
-        meta = folder / "key.json"
-        if meta.exists():
-            found = json.loads(meta.read_text())
-            wrong = [k for k in self.key if found.get(k) != self.key[k]]
-            if wrong:
-                told = "; ".join(f"{k}: cached {_short(found.get(k))}, now {_short(self.key[k])}" for k in wrong)
+        self.parts = Parts(folder, rows, ROWS_PER_FILE)
+        self._values = torch.empty(0)
+        self._lengths = self._starts = torch.empty(0, 0, dtype=torch.long)
+        key_file = folder / "key.json"
+        if key_file.exists():
+            saved = json.loads(key_file.read_text())
+            differing = [name for name in self.key if saved.get(name) != self.key[name]]
+            if differing:
+                values = "; ".join(f"{k}: cached {_short(saved.get(k))}, now {_short(self.key[k])}" for k in differing)
                 raise ValueError(
-                    f"the reference cache {folder} was made by other {' and '.join(wrong)} ({told}). "
+                    f"the reference cache {folder} was made by other {' and '.join(differing)} ({values}). "
                     "Delete the folder or give another path."
                 )
 
-    def _file(self, part: int) -> Path:
-        return self.folder / f"{part:06d}.safetensors"
+    def fill(self, compute: Compute, *, rank: int = 0, world_size: int = 1, hidden: bool = True) -> None:
+        """Compute and write the missing parts of this rank.
 
-    def missing(self, rank: int = 0, world: int = 1) -> list[Sequence[int]]:
-        """Row ranges that this rank has to compute; finished files are kept."""
-        parts = range((self.rows + ROWS_PER_FILE - 1) // ROWS_PER_FILE)
-        return [
-            range(i * ROWS_PER_FILE, min((i + 1) * ROWS_PER_FILE, self.rows))
-            for i in parts
-            if i % world == rank and not self._file(i).exists()
-        ]
-
-    def fill(
-        self,
-        todo: list[Sequence[int]],
-        compute: Callable[[Sequence[int]], tuple[Tensor, Tensor]],
-        progress: Callable[[list[Sequence[int]]], Iterator[Sequence[int]]],
-    ) -> None:
-        """Compute and write the given ranges; `compute(rows)` gives (n, K, T) values and (n, K) lengths on the CPU."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write_atomic(self.folder / "key.json", lambda p: p.write_text(json.dumps(self.key, indent=2)))
-        for rows in progress(todo):
-            values, lengths = compute(rows)
+        Args:
+            compute: row ids -> (n, K, T) values and (n, K) lengths, on the CPU.
+            rank: of this process.
+            world_size: number of processes that share the folder.
+            hidden: no progress bar.
+        """
+        write_json(self.folder / "key.json", self.key, indent=2)
+        title = f"reference log-probs, {self.folder.name}"
+        for part in track(
+            self.parts.missing(rank, world_size), title, size=lambda part: len(self.parts.items(part)), hidden=hidden
+        ):
+            values, lengths = compute(self.parts.items(part))
             mask = torch.arange(values.shape[-1]) < lengths[..., None]
             tensors = {"logps": values[mask].contiguous(), "lengths": lengths.contiguous()}
-            _write_atomic(self._file(rows[0] // ROWS_PER_FILE), lambda p, t=tensors: save_file(t, p))
+            write_atomic(self.parts.file(part), lambda path, tensors=tensors: save_file(tensors, path))
 
     def load(self) -> None:
-        """Read all files; call after every rank has finished writing."""
-        parts = [load_file(self._file(i)) for i in range((self.rows + ROWS_PER_FILE - 1) // ROWS_PER_FILE)]
-        width = max(p["lengths"].shape[1] for p in parts)
-        lengths = [nn.functional.pad(p["lengths"], (0, width - p["lengths"].shape[1])) for p in parts]
-        self._values = torch.cat([p["logps"] for p in parts])
-        self._lengths = torch.cat(lengths)
+        """Read all parts; every rank must have finished writing."""
+        parts = [load_file(file) for file in self.parts.files()]
+        width = max(part["lengths"].shape[1] for part in parts)
+        self._values = torch.cat([part["logps"] for part in parts])
+        self._lengths = torch.cat(
+            [nn.functional.pad(part["lengths"], (0, width - part["lengths"].shape[1])) for part in parts]
+        )
         flat = self._lengths.flatten()
         self._starts = (flat.cumsum(0) - flat).view_as(self._lengths)
 
-    def lookup(self, index: Tensor, length: Tensor) -> Tensor:
-        """(B, K, T) values of the rows `index`, zero beyond each length.
-
-        Raises:
-            ValueError: a row's token counts are not those that were cached.
-        """
-        if self._values is None:
-            self.load()
-        assert self._values is not None
-        rows, count = index.cpu(), length.shape[1]
-        cached = self._lengths[rows][:, :count]
-        if not torch.equal(cached, length.cpu()):
-            bad = rows[(cached != length.cpu()).any(1)].tolist()
-            raise ValueError(f"rows {bad} of {self.folder.name} have other token counts than in the reference cache")
-        at = torch.arange(int(cached.max()))
-        where = (self._starts[rows][:, :count, None] + at).clamp(max=len(self._values) - 1)
-        return (self._values[where] * (at < cached[..., None])).to(length.device)
+    def row(self, index: int) -> list[Tensor]:
+        """The K vectors of values of a row; the padding of ragged lists has none."""
+        spans = zip(self._starts[index].tolist(), self._lengths[index].tolist(), strict=True)
+        return [self._values[start : start + length] for start, length in spans]
 
 
-def _short(value: Any) -> str:
+class CachedRows(Dataset[Row]):
+    """Rows with the column `reference_logps`, from the moment that `cache` is there; all else is the rows' own.
+
+    Args:
+        rows: random-access rows, each a mapping.
+    """
+
+    def __init__(self, rows: RowsOfTokens) -> None:
+        self.rows = rows
+        self.cache: LogpCache | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        row = self.rows[index]
+        return row if self.cache is None else {**row, COLUMN: self.cache.row(index)}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "rows":  # while pickle restores the object
+            raise AttributeError(name)
+        return getattr(self.rows, name)
+
+    def select(self, indices: np.ndarray) -> CachedRows:
+        """A view of `indices`; its values are cached on their own."""
+        return CachedRows(self.rows.select(indices))  # type: ignore[attr-defined]
+
+
+class CachedCollate:
+    """Collate rows, and stack `reference_logps` where all of them have it.
+
+    Args:
+        collate: of the datamodule, which does not know the column.
+    """
+
+    def __init__(self, collate: Callable[[list[Row]], dict[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The batch with `reference_logps` (B, K, T), zero beyond each length, and `reference_lengths` (B, K)."""
+        batch = self.collate([{k: v for k, v in row.items() if k != COLUMN} for row in rows])
+        if all(COLUMN in row for row in rows):
+            values = [completion for row in rows for completion in row[COLUMN]]
+            count = len(rows[0][COLUMN])
+            batch[COLUMN] = nn.utils.rnn.pad_sequence(values, batch_first=True).unflatten(0, (len(rows), count))
+            batch["reference_lengths"] = torch.tensor([len(v) for v in values]).view(len(rows), count)
+        return batch
+
+
+def lookup(batch: Mapping[str, Any], lengths: Tensor) -> Tensor | None:
+    """(B, K, T) reference log-probabilities of a batch, None where its rows do not bring them.
+
+    Args:
+        batch: as `CachedCollate` makes it.
+        lengths: (B, K) tokens of the completions that are scored; K may be smaller than in the batch.
+
+    Raises:
+        ValueError: a row's token counts are not those that were cached.
+    """
+    if COLUMN not in batch:
+        return None
+    count, width = lengths.shape[1], max(int(lengths.max()), 1)
+    cached = batch["reference_lengths"][:, :count].to(lengths)
+    if not torch.equal(cached, lengths):
+        rows = torch.as_tensor(batch["index"])[(cached != lengths).any(1).cpu()].tolist()
+        raise ValueError(
+            f"rows {rows} must have the token counts of the reference cache, got other ones. Delete the cache's folder "
+            "or give another path."
+        )
+    return batch[COLUMN][:, :count, :width].to(lengths.device)
+
+
+def in_order_of_length(
+    rows: RowsOfTokens, score: Callable[[list[Row]], tuple[Tensor, Tensor]], size: int = 8
+) -> Compute:
+    """A `compute` for `LogpCache.fill` that scores rows of like length together, so that little is padding.
+
+    Args:
+        rows: what the row ids refer to.
+        score: at most `size` rows -> (n, K, T) values and (n, K) lengths.
+        size: rows per call, >= 1.
+    """
+
+    def compute(items: Sequence[int]) -> tuple[Tensor, Tensor]:
+        order = sorted(items, key=lambda i: -int(rows.lengths[i]))
+        values: dict[int, Tensor] = {}
+        lengths: dict[int, Tensor] = {}
+        for start in range(0, len(order), size):
+            indices = order[start : start + size]
+            logps, counts = score([rows[i] for i in indices])
+            values |= zip(indices, logps.float().cpu(), strict=True)
+            lengths |= zip(indices, counts.cpu(), strict=True)
+        widest = max(v.shape[1] for v in values.values())
+        most = max(v.shape[0] for v in values.values())
+        # lists may be ragged: rows with fewer completions end in completions of length 0
+        padded = [
+            nn.functional.pad(values[i], (0, widest - values[i].shape[1], 0, most - len(values[i]))) for i in items
+        ]
+        return torch.stack(padded), torch.stack(
+            [nn.functional.pad(lengths[i], (0, most - len(lengths[i]))) for i in items]
+        )
+
+    return compute
+
+
+def _short(value: object) -> str:
     text = str(value)
     return text[:12] if len(text) > 16 else text
-
-
-def _write_atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    write(part)
-    os.replace(part, path)

@@ -6,6 +6,7 @@ The small `Configurable` classes are what YAML names; `build` turns them into a 
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -28,6 +29,11 @@ from pl_prefopt.utilities.modes import eval_mode
 class ReferenceNetwork(nn.Module):
     """Run-time side of a reference. `use(policy)` yields the network to call as pi_ref: no gradient, eval mode."""
 
+    kind: str
+    """What configurations call it."""
+    cached: bool = False
+    """Whether its values are kept on disk, so that it must stay where it is."""
+
     @contextmanager
     def use(self, policy: nn.Module) -> Iterator[nn.Module]:
         """Yield the reference network; it is `policy` itself, switched, where no second network is held."""
@@ -35,21 +41,23 @@ class ReferenceNetwork(nn.Module):
             yield network
 
     def _network(self, policy: nn.Module) -> AbstractContextManager[nn.Module]:
-        raise ValueError(f"{type(self).__name__} holds no network")
+        raise NotImplementedError
 
     def pairs(self, policy: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-        """(reference, policy) parameters that a moving reference synchronises.
+        """(reference, policy) parameters that a moving reference synchronizes.
 
         Raises:
             ValueError: this kind of reference cannot move.
         """
         raise ValueError(
-            f"a reference of kind {type(self).__name__} cannot move; use reference: FrozenCopy for full fine-tuning "
-            "or reference: AdapterCopy with adapters"
+            f"the reference must be able to move, got {self.kind}; use reference: FrozenCopy for full fine-tuning or "
+            "reference: AdapterCopy with adapters"
         )
 
 
 class _FrozenCopyNetwork(ReferenceNetwork):
+    kind = "FrozenCopy"
+
     def __init__(self, policy: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(policy).requires_grad_(False).eval()
@@ -63,6 +71,8 @@ class _FrozenCopyNetwork(ReferenceNetwork):
 
 
 class _AdapterOffNetwork(ReferenceNetwork):
+    kind = "AdapterOff"
+
     @contextmanager
     def _network(self, policy: nn.Module) -> Iterator[nn.Module]:
         with adapters_disabled(policy):
@@ -70,6 +80,8 @@ class _AdapterOffNetwork(ReferenceNetwork):
 
 
 class _AdapterCopyNetwork(ReferenceNetwork):
+    kind = "AdapterCopy"
+
     def __init__(self, source: str) -> None:
         super().__init__()
         self.source = source
@@ -84,20 +96,38 @@ class _AdapterCopyNetwork(ReferenceNetwork):
         return ((p, values[key]) for key, p in adapter_parameters(policy, REFERENCE).items())
 
 
+class _CachedNetwork(ReferenceNetwork):
+    """Computes the values of a cache, and those of rows that no cache holds."""
+
+    kind = "CachedReference"
+    cached = True
+
+    def __init__(self, inner: ReferenceNetwork) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def _network(self, policy: nn.Module) -> AbstractContextManager[nn.Module]:
+        return self.inner._network(policy)
+
+
 class Reference(Configurable):
     """Which reference the objective subtracts. Chosen in YAML as `reference: FrozenCopy` and so on."""
 
+    @abstractmethod
     def build(self, policy: nn.Module) -> ReferenceNetwork | None:
         """Make the run-time reference of a policy that was just built.
 
         Raises:
             ValueError: the policy has no adapters where this kind needs them.
         """
-        return (_AdapterOffNetwork() if has_adapters(policy) else _FrozenCopyNetwork(policy)).requires_grad_(False)
 
 
 class AutoReference(Reference):
     """The adapter switched off where the policy has adapters, else a frozen copy."""
+
+    def build(self, policy: nn.Module) -> ReferenceNetwork:
+        """Look at the policy."""
+        return _AdapterOffNetwork() if has_adapters(policy) else _FrozenCopyNetwork(policy)
 
 
 class NoReference(Reference):
@@ -189,9 +219,11 @@ class CachedReference(Reference):
                 f"CachedReference.inner must be AutoReference, FrozenCopy or AdapterOff, got {self.inner!r}"
             )
 
-    def build(self, policy: nn.Module) -> ReferenceNetwork | None:
+    def build(self, policy: nn.Module) -> ReferenceNetwork:
         """Build what will compute the values."""
-        return self.inner.build(policy)
+        inner = self.inner.build(policy)
+        assert inner is not None
+        return _CachedNetwork(inner)
 
 
 def _vocabulary(network: nn.Module) -> int | None:

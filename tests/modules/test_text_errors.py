@@ -14,7 +14,7 @@ from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.objectives import DPO, IPO, TDPO
 from pl_prefopt.policies import CausalLM
 from pl_prefopt.references import CachedReference
-from pl_prefopt.references.cache import LogpCache
+from pl_prefopt.references.cache import CachedCollate, CachedRows, LogpCache, lookup
 from tests.tiny import LORA, QWEN2, collate, nudge, random_rows, tiny_lm
 
 
@@ -139,15 +139,29 @@ def test_an_interrupted_cache_is_continued_not_restarted(tmp_path: Path) -> None
 
     cache = LogpCache(tmp_path / "train", key, 1000)
     with pytest.raises(KeyboardInterrupt):
-        cache.fill(cache.missing(), compute, iter)
+        cache.fill(compute)
     again = LogpCache(tmp_path / "train", key, 1000)
-    assert [r[0] for r in again.missing()] == [512]
+    assert again.parts.missing() == [1]
     done.clear()
-    again.fill(again.missing(), compute, iter)
-    values = again.lookup(torch.tensor([0, 999]), torch.full((2, 2), 3))
-    assert values[:, 0, 0].tolist() == [0.0, 512.0]
-    with pytest.raises(ValueError, match=r"rows \[0\] .*other token counts"):
-        again.lookup(torch.tensor([0]), torch.tensor([[3, 2]]))
+    again.fill(compute)
+    again.load()
+    assert [again.row(row)[0].tolist() for row in (0, 999)] == [[0.0] * 3, [512.0] * 3]
+
+
+def test_rows_bring_their_cached_values_and_other_token_counts_are_refused(tmp_path: Path) -> None:
+    rows = [{"index": i} for i in range(3)]
+    cached = CachedRows(rows)  # type: ignore[arg-type]
+    collate = CachedCollate(lambda rows: {"index": torch.tensor([row["index"] for row in rows])})
+    assert lookup(collate([cached[0]]), torch.tensor([[2, 1]])) is None, "nothing is cached yet"
+    cached.cache = LogpCache(tmp_path, {}, 3)
+    values, lengths = torch.tensor([[[-1.0, -2.0], [-3.0, 0.0]]]), torch.tensor([[2, 1]])
+    cached.cache.fill(lambda part: (values * torch.tensor(part)[:, None, None], lengths.expand(len(part), 2)))
+    cached.cache.load()
+    batch = collate([cached[2], cached[1]])
+    torch.testing.assert_close(lookup(batch, lengths.expand(2, 2)), torch.cat([2 * values, values]))
+    torch.testing.assert_close(lookup(batch, lengths.expand(2, 2)[:, :1]), torch.cat([2 * values, values])[:, :1])
+    with pytest.raises(ValueError, match=r"rows \[1\] must have the token counts of the reference cache"):
+        lookup(batch, torch.tensor([[2, 1], [2, 2]]))
 
 
 @pytest.mark.parametrize("policy", [tiny_lm(), tiny_lm(lora=True)], ids=["full", "lora"])
@@ -214,7 +228,7 @@ def test_bad_policies_are_refused(options: dict, message: str) -> None:
 
 
 def test_an_unknown_model_type_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"'qwen22' is unknown to transformers; nearest: qwen2"):
+    with pytest.raises(ValueError, match=r"got 'qwen22'. Did you mean 'qwen2'\?"):
         CausalLM(config={**QWEN2, "model_type": "qwen22"})()
 
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from pl_prefopt.adapters import check_lora
 from pl_prefopt.policies.base import PolicyBuilder
-from pl_prefopt.policies.causal_lm import DTYPES
 from pl_prefopt.policies.diffusion import Diffusion
 from pl_prefopt.utilities.configurable import from_config
+from pl_prefopt.utilities.dtypes import dtype_named
 
 if TYPE_CHECKING:
     from pl_prefopt.diffusion.conditioner import Conditioner
@@ -71,8 +71,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
             )
         if isinstance(config, str) and config not in SIZES:
             raise ValueError(f"config must be one of {', '.join(SIZES)} or a dict of sizes, got {config!r}")
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        dtype_named(dtype)
         if min(repeats, iterations) < 1 or not 0 <= text_drop <= 1:
             raise ValueError(
                 f"repeats and iterations must be >= 1 and text_drop in [0, 1], got {repeats}, {iterations}, {text_drop}"
@@ -96,7 +95,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
             torch.manual_seed(self.seed)
             network: Any = self._network()
             if self.dtype != "float32":
-                network = network.to(DTYPES[self.dtype])
+                network = network.to(dtype_named(self.dtype))
             if self.gradient_checkpointing:
                 network.enable_gradient_checkpointing()
             if self.lora is not None:

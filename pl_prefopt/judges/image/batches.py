@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pl_prefopt.policies.causal_lm import DTYPES
+from pl_prefopt.utilities.dtypes import DTYPES
 
 
 @torch.no_grad()

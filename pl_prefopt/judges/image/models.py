@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pl_prefopt.judges.base import Judge
 from pl_prefopt.judges.image.batches import at_least_one, device_or_gpu, in_batches, known_dtype
-from pl_prefopt.policies.causal_lm import DTYPES
+from pl_prefopt.utilities.dtypes import DTYPES
 
 
 class OpenCLIP(Judge):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pl_prefopt.judges.base import Judge
 from pl_prefopt.judges.image.batches import at_least_one, device_or_gpu, in_batches, known_dtype
-from pl_prefopt.policies.causal_lm import DTYPES
+from pl_prefopt.utilities.dtypes import DTYPES
 
 RATING = (
     "Assume you are an image quality evaluator. \nYour rating should be chosen from the following five categories: "

@@ -11,7 +11,7 @@ from torch import Tensor
 from pl_prefopt.judges.base import Judge
 from pl_prefopt.judges.text.models import turns_of
 from pl_prefopt.logprobs.tokenizer_files import load_tokenizer
-from pl_prefopt.policies.causal_lm import DTYPES
+from pl_prefopt.utilities.dtypes import DTYPES
 
 
 class RewardModel(Judge):

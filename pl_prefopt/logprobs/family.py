@@ -1,0 +1,116 @@
+"""How a token model is called: the layout of its rows, the states that predict tokens, its output layer, sampling."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pl_prefopt.logprobs.chunked_head import Head
+from pl_prefopt.logprobs.layout import Tokens
+
+RowsT = TypeVar("RowsT")
+
+
+class TokenFamily(ABC, Generic[RowsT]):
+    """A kind of token model. Policies give theirs by `family()`, as denoisers do."""
+
+    @abstractmethod
+    def check(self, network: nn.Module) -> None:
+        """Compare hidden states and output layer with the model's own logits on a tiny probe.
+
+        Raises:
+            ValueError: they differ, so log-probabilities taken from them would be wrong.
+        """
+
+    @abstractmethod
+    def rows(self, network: nn.Module, tokens: Tokens, extra: dict[str, Tensor] | None = None) -> RowsT:
+        """Lay tokens out for one forward pass.
+
+        Args:
+            network: the policy, whose configuration limits the layouts.
+            tokens: prompts and completions.
+            extra: further inputs of the network, such as pixels; rows first.
+
+        Raises:
+            ValueError: `extra` for a family that takes none.
+        """
+
+    @abstractmethod
+    def predicting_states(self, network: nn.Module, rows: RowsT) -> Tensor:
+        """(B, K, T, H) hidden states from which the output layer predicts each completion token."""
+
+    @abstractmethod
+    def output_head(self, network: nn.Module) -> Head:
+        """The output layer.
+
+        Raises:
+            ValueError: there is none, or adapters sit on it.
+        """
+
+    @abstractmethod
+    def sample(
+        self, network: nn.Module, prompts: Sequence[Sequence[int]], pad: int, options: dict[str, Any]
+    ) -> list[list[int]]:
+        """One call of the model's own `generate`; the new tokens of each row, without what it begins with."""
+
+
+def base_model(network: nn.Module) -> Any:
+    """The transformers model inside `network`: the network itself, or what a peft wrapper holds."""
+    return network.get_base_model() if hasattr(network, "get_base_model") else network  # pyright: ignore[reportCallIssue]
+
+
+def apply_head(hidden: Tensor, head: Head) -> Tensor:
+    """(..., V) float32 logits of hidden states (..., H), all at once: for probes and tests."""
+    logits = hidden.float() @ head.weight.float().t()
+    logits = logits if head.bias is None else logits + head.bias.float()
+    logits = logits * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def probe_tokens(network: nn.Module) -> Tokens:
+    """A prompt of four tokens with completions of four and three."""
+    vocab = base_model(network).config.get_text_config().vocab_size
+    device = next(network.parameters()).device
+    ids = (torch.arange(12, device=device) * 7 + 3) % vocab
+    return Tokens(
+        ids[None, :4], torch.tensor([4], device=device), ids[4:].view(1, 2, 4), torch.tensor([[4, 3]], device=device)
+    )
+
+
+def refuse_difference(network: nn.Module, logits: Tensor, expected: Tensor, mask: Tensor) -> None:
+    """Raise unless logits (..., V) from hidden states and output layer are the model's own.
+
+    Raises:
+        ValueError: they differ at a position where `mask` is True.
+    """
+    gap = ((expected.float() - logits).abs() * mask[..., None]).max()
+    if gap > 0.02 * expected.abs().max().clamp(min=1.0):
+        raise ValueError(
+            f"{type(base_model(network)).__name__}: hidden states times output layer must equal the model's logits, "
+            f"got a difference of {gap:.3g}. Its head does something that this library does not know; please report "
+            "the model type."
+        )
+
+
+def output_layer(network: nn.Module) -> nn.Module:
+    """The output embeddings, as they are used: what `modules_to_save` trains, where it trains them.
+
+    Raises:
+        ValueError: no output layer, or adapters on it.
+    """
+    model = base_model(network)
+    layer = model.get_output_embeddings()
+    if layer is None:
+        raise ValueError(f"{type(model).__name__} has no output layer: a language model is needed")
+    if hasattr(layer, "base_layer"):
+        raise ValueError(
+            "an adapter sits on the output layer; take 'lm_head' out of lora.target_modules, or train it whole through "
+            "lora.modules_to_save"
+        )
+    if hasattr(layer, "modules_to_save"):
+        layer = layer.original_module if layer.disable_adapters else layer.modules_to_save[layer.active_adapters[0]]
+    return layer
