@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pl_prefopt.diffusion.conditioner import Conditioner
+from pl_prefopt.diffusion.conditioner import PipelineConditioner
 from pl_prefopt.modules import ImagePreferenceModule
 from pl_prefopt.policies import Diffusion
 
@@ -35,7 +35,7 @@ def pixel_batch(rows: int = 2, count: int = 2, seed: int = 0, start: int = 0) ->
 
 
 @cache
-def _conditioner(name: str) -> Conditioner:
+def _conditioner(name: str) -> PipelineConditioner:
     return Diffusion(tiny=name).conditioner()
 
 
@@ -43,7 +43,7 @@ def cached(batch: dict[str, Any], policy: Diffusion) -> dict[str, Any]:
     """The same batch with latents and text embeddings in place of pixels."""
     conditioner = _conditioner(str(policy.tiny))
     pixels = batch["pixels"]
-    mean, std = (v.unflatten(0, pixels.shape[:2]) for v in conditioner.encode_pixels(pixels.flatten(0, 1)))
+    mean, std = (v.unflatten(0, pixels.shape[:2]) for v in conditioner.encode(pixels.flatten(0, 1)))
     rest = {k: v for k, v in batch.items() if k != "pixels"}
     return rest | conditioner.encode_text(batch["caption"]) | {"latents_mean": mean, "latents_std": std}
 

@@ -33,7 +33,7 @@ class Encoder(Protocol):
     factor: int
 
     def encode_text(self, captions: list[str]) -> Mapping[str, Tensor]: ...
-    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]: ...
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]: ...
     def fingerprint(self) -> str: ...
 
 
@@ -112,7 +112,7 @@ class ImageCache:
         self, jobs: list[Job], encoder: Encoder, over: Callable[..., Iterable[Tensor]]
     ) -> tuple[Tensor, Tensor]:
         pixels = torch.stack(list(over(_pixels, jobs)))
-        mean, std = (v.to("cpu", self.dtype) for v in encoder.encode_pixels(pixels))
+        mean, std = (v.to("cpu", self.dtype) for v in encoder.encode(pixels))
         bad = ~(torch.isfinite(mean).flatten(1).all(1) & torch.isfinite(std).flatten(1).all(1))
         if bool(bad.any()):
             job = jobs[int(bad.nonzero()[0])]

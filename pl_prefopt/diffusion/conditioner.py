@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pl_prefopt.diffusion.components import Source
+from pl_prefopt.utilities.digests import json_digest, tensors_digest
 
 
-class Conditioner:
-    """Turns captions into embeddings and pictures into latents and back; never trains, never leaves eval mode.
+class Conditioner(Protocol):
+    """The frozen side of a model: texts to embeddings, samples to latents and back; a pipeline of diffusers, or not."""
+
+    device: torch.device
+
+    def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """What the family is conditioned on, by name, rows first."""
+        ...
+
+    def unconditional(self, count: int) -> dict[str, Tensor]:
+        """The same for no caption: what guidance subtracts."""
+        ...
+
+    def encode(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples (N, ...) -> mean and standard deviation (N, C, *latent) float32 of the latent posterior."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents as `encode` gives them -> samples."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Key of everything that is cached from these networks."""
+        ...
+
+
+class PipelineConditioner:
+    """Text encoders and VAE of a text-to-image pipeline of diffusers; they never train, never leave eval mode.
 
     Args:
         source: where the components come from.
@@ -38,12 +64,16 @@ class Conditioner:
         """Pixels per latent, along each side; 1 without a VAE."""
         return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of images of (height, width) pixels."""
+        return self.channels, size[0] // self.factor, size[1] // self.factor
+
     @property
     def channels(self) -> int:
         """Channels of a latent; 3 without a VAE."""
         return 3 if self.vae is None else self.vae.config.latent_channels
 
-    # ---- text ------------------------------------------------------------------------------------------------------
+    # text
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str]) -> dict[str, Tensor]:
@@ -76,27 +106,28 @@ class Conditioner:
             one = {key: torch.zeros_like(value) for key, value in one.items()}
         return {key: value.expand(count, *value.shape[1:]) for key, value in one.items()}
 
-    # ---- pictures --------------------------------------------------------------------------------------------------
+    # images
 
     @torch.no_grad()
-    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latent posterior, (N, C, h, w) float32, shifted and scaled for training.
 
         Args:
-            pixels: (N, 3, H, W) in [-1, 1], H and W multiples of `factor`. Without a VAE they are their own latents.
+            samples: (N, 3, H, W) pixels in [-1, 1], H and W multiples of `factor`. Without a VAE they are their own
+                latents.
 
         Raises:
             ValueError: a size that the VAE cannot take, or latents that are not finite.
         """
-        height, width = pixels.shape[-2:]
+        height, width = samples.shape[-2:]
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f"pictures are {height} x {width} pixels, but the VAE halves them to 1/{self.factor}: height and width "
-                f"must be multiples of {self.factor}; change `resolution`"
+                f"images must have a height and a width that are multiples of {self.factor}, the factor of the VAE, "
+                f"got {height} x {width} pixels. Change `resolution`."
             )
         if self.vae is None:
-            return pixels.float(), torch.zeros_like(pixels, dtype=torch.float32)
-        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+            return samples.float(), torch.zeros_like(samples, dtype=torch.float32)
+        posterior = self.vae.encode(samples.to(self.device, self.vae.dtype)).latent_dist
         shift, scale = self._shift_and_scale()
         mean, std = (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
         if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
@@ -108,7 +139,7 @@ class Conditioner:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) in [0, 1] of latents (N, C, h, w) as `encode_pixels` gives them.
+        """Images (N, 3, H, W) in [0, 1] of latents (N, C, h, w) as `encode` gives them.
 
         Raises:
             ValueError: pixels that are not finite.
@@ -117,25 +148,21 @@ class Conditioner:
             shift, scale = self._shift_and_scale()
             latents = self.vae.decode(latents.to(self.device, self.vae.dtype) / scale + shift).sample
         if not bool(torch.isfinite(latents).all()):
-            raise ValueError("the decoded pictures are not finite; run the VAE in float32, and look at the latents")
+            raise ValueError("the decoded images are not finite; run the VAE in float32, and look at the latents")
         return (latents.float() / 2 + 0.5).clamp(0, 1)
 
     def _shift_and_scale(self) -> tuple[float, float]:
         config = self.vae.config
         return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor
 
-    # ---- identity --------------------------------------------------------------------------------------------------
+    # identity
 
     def fingerprint(self) -> str:
         """Hash of weights and configuration of VAE and text encoders: the key of everything cached from them."""
-        digest = hashlib.sha256(self.source.pipeline_name.encode())
-        for name, part in sorted(self.pipe.components.items()):
-            if isinstance(part, nn.Module):
-                digest.update(f"{name} {_settings(part)}".encode())
-                for key, value in part.state_dict().items():
-                    digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-                    digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        networks = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
+        tensors = ((f"{name}.{key}", v) for name, part in networks.items() for key, v in part.state_dict().items())
+        settings = {name: _settings(part) for name, part in networks.items()}
+        return json_digest([self.source.pipeline_name, settings, tensors_digest(tensors)])
 
 
 def _settings(part: Any) -> str:

@@ -32,13 +32,14 @@ class CausalFamily(TokenFamily[Rows]):
 
     def __init__(self, shared_prefix: bool | None = None) -> None:
         self.shared_prefix = shared_prefix
-        self._prefix_honoured = False
+        self.prefix_honoured = False
+        """Whether the model gives the same states for shared-prefix rows; `check` finds out."""
 
     def check(self, network: nn.Module) -> None:
         """Check the output layer and the shared-prefix rows on the model that will be used."""
         check_head(network)
-        self._prefix_honoured = self.shared_prefix is not False and honours_shared_prefix(network)
-        if self.shared_prefix and not self._prefix_honoured:
+        self.prefix_honoured = self.shared_prefix is not False and honours_shared_prefix(network)
+        if self.shared_prefix and not self.prefix_honoured:
             raise ValueError(
                 "shared_prefix: true, but this model gives other hidden states for shared-prefix rows; leave it unset "
                 "or set it to false"
@@ -48,7 +49,7 @@ class CausalFamily(TokenFamily[Rows]):
         """Shared-prefix rows where they are honoured and pay, else separate rows."""
         if extra:
             raise ValueError(f"a causal language model must be given tokens alone, got {', '.join(sorted(extra))} too")
-        wanted = self._prefix_honoured and (self.shared_prefix or prefix_pays(tokens))
+        wanted = self.prefix_honoured and (self.shared_prefix or prefix_pays(tokens))
         share = wanted and _window_allows(base_model(network).config, tokens)
         return shared_prefix_rows(tokens) if share else separate_rows(tokens)
 

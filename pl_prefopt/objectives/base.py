@@ -94,6 +94,21 @@ def column(scores: PairScores, name: str, who: Objective) -> Tensor:
     return value
 
 
+def output(scores: PairScores, name: str, who: Objective) -> Tensor:
+    """A further tensor of the module that the objective cannot do without.
+
+    Raises:
+        ValueError: the module does not give it.
+    """
+    value = scores.outputs.get(name)
+    if value is None:
+        have = ", ".join(sorted(scores.outputs)) or "none"
+        raise ValueError(
+            f"{type(who).__name__} needs scores.outputs[{name!r}], which this module does not give; its outputs: {have}"
+        )
+    return value
+
+
 def given(scores: PairScores, name: str, who: Objective) -> Tensor:
     """An optional part of the scores that the objective cannot do without.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pl_prefopt import losses
-from pl_prefopt.objectives.base import Objective, check_beta, column
+from pl_prefopt.objectives.base import Objective, check_beta, output
 from pl_prefopt.scores import PairScores
 from pl_prefopt.utilities.checks import within
 
@@ -48,5 +48,5 @@ class DDO(Objective):
         loss = losses.ddo_loss(scores.chosen, scores.rejected, alpha=self.alpha, beta=self.beta)
         if self.alpha_empty is not None:
             empty = losses.ddo_loss(scores.chosen, scores.rejected, alpha=self.alpha_empty, beta=self.beta)
-            loss = torch.where(column(scores, "text_drop", self).bool(), empty, loss)
+            loss = torch.where(output(scores, "text_drop", self).bool(), empty, loss)
         return loss / max(self.alpha, 1.0) if self.normalize else loss

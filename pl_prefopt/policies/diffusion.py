@@ -15,7 +15,7 @@ from pl_prefopt.utilities.dtypes import dtype_named
 
 if TYPE_CHECKING:
     from pl_prefopt.diffusion.components import Source
-    from pl_prefopt.diffusion.conditioner import Conditioner
+    from pl_prefopt.diffusion.conditioner import PipelineConditioner
     from pl_prefopt.diffusion.families import Family
 
 
@@ -103,11 +103,11 @@ class Diffusion(PolicyBuilder):
         source = self.source()
         return source.kind.family(source.process(self.prediction_type))
 
-    def conditioner(self, device: torch.device | str = "cpu") -> Conditioner:
+    def conditioner(self, device: torch.device | str = "cpu") -> PipelineConditioner:
         """A fresh copy of the frozen VAE and text encoders; drop it when the caches are filled."""
-        from pl_prefopt.diffusion.conditioner import Conditioner
+        from pl_prefopt.diffusion.conditioner import PipelineConditioner
 
-        return Conditioner(self.source(), dtype_named(self.dtype), device)
+        return PipelineConditioner(self.source(), dtype_named(self.dtype), device)
 
     def pipeline(self, policy: nn.Module) -> Any:
         """A diffusers pipeline around `policy`, to save or to sample with diffusers' own code."""

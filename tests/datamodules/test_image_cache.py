@@ -33,7 +33,7 @@ class Encoder:
         rows = [torch.randn(3, 4, generator=keyed_generator(c)) for c in captions]
         return {"prompt_embeds": torch.stack(rows), "pooled": torch.stack([r[0] for r in rows])}
 
-    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         self.images += len(pixels)
         if self.images > self.after:
             raise KeyboardInterrupt
@@ -85,7 +85,7 @@ def test_cached_is_uncached_for_the_same_posterior_sample(path: Path, options: d
         plain.set_epoch(epoch)
         for i in range(len(plain)):
             one, two = cached[i], plain[i]
-            mean, std = encoder.encode_pixels(two["pixels"])
+            mean, std = encoder.encode(two["pixels"])
             eps = torch.randn(mean.shape, generator=keyed_generator(epoch, i))
             assert torch.equal(one["latents_mean"] + one["latents_std"] * eps, mean + std * eps)
             text = encoder.encode_text([two["caption"]])

@@ -74,7 +74,7 @@ def test_equals_the_official_formula(name: str, batches: dict[str, Any]) -> None
     reference = copy.deepcopy(made.policy)
     nudge(made.policy, 0.1)
     batch = batches[name]
-    x0, draws, _ = made.rows(batch)
+    x0, draws = (inputs := made.noised_rows(batch)).x0, inputs.draws
     scheduler = policy.source().scheduler()
     expected = official_loss(
         made.policy, reference, x0.transpose(0, 1).flatten(0, 1), draws["noise"], draws["t"], batch["prompt_embeds"],
@@ -131,14 +131,14 @@ def test_randomness_belongs_to_the_row_and_the_step(batches: dict[str, Any]) -> 
     made, batch = module(tiny_diffusion("sd")), batches["sd"]
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    x0, draws, _ = made.rows(batch)
+    x0, draws = (inputs := made.noised_rows(batch)).x0, inputs.draws
     assert torch.equal(before, torch.get_rng_state())
-    again = made.rows({k: v[1:] for k, v in batch.items()})
-    assert torch.equal(x0[1:], again[0])
-    assert torch.equal(draws["noise"][1:], again[1]["noise"])
+    again = made.noised_rows({k: v[1:] for k, v in batch.items()})
+    assert torch.equal(x0[1:], again.x0)
+    assert torch.equal(draws["noise"][1:], again.draws["noise"])
     assert draws["noise"].shape == x0[:, 0].shape
-    other = ImagePreferenceModule(tiny_diffusion("sd"), seed=5).rows(batch)
-    assert not torch.equal(draws["noise"], other[1]["noise"])
+    other = ImagePreferenceModule(tiny_diffusion("sd"), seed=5).noised_rows(batch)
+    assert not torch.equal(draws["noise"], other.draws["noise"])
 
 
 def test_moves_with_the_gradient(batches: dict[str, Any]) -> None:
@@ -259,7 +259,7 @@ def test_refuses_settings(options: dict[str, Any], said: str) -> None:
 def test_refuses_batches(batches: dict[str, Any]) -> None:
     made = module(tiny_diffusion("flux"))
     batch = batches["flux"]
-    with pytest.raises(ValueError, match="neither latents_mean"):
+    with pytest.raises(ValueError, match="must have latents_mean and latents_std, or pixels, got caption"):
         made.score({"caption": ["a"]})
     with pytest.raises(ValueError, match="multiples of 2"):
         made.score(batch | {k: batch[k][..., :7] for k in ("latents_mean", "latents_std")})

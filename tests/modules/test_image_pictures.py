@@ -12,7 +12,7 @@ import torch
 
 from pl_prefopt.adapters import adapters_disabled
 from pl_prefopt.datamodules import PromptDataModule
-from pl_prefopt.diffusion.sampling import denoise, draw
+from pl_prefopt.diffusion.sampling import draw_images
 from pl_prefopt.policies import Diffusion
 from tests.pictures import module, tiny_diffusion
 from tests.tiny import nudge
@@ -93,7 +93,7 @@ def test_the_loop_equals_that_of_diffusers(name: str, options: dict[str, Any]) -
     conditioner = policy.conditioner()
     with torch.no_grad():
         cond, empty = conditioner.encode_text(CAPTIONS[:1]), conditioner.unconditional(1)
-        found = denoise(made.family, made.policy, cond, empty, noise, steps=4, guidance=5.0)
+        found = made.family.denoise(made.policy, cond, empty, noise, steps=4, guidance=5.0)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -127,8 +127,8 @@ def test_refuses_to_draw() -> None:
         made.sample("a red circle")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"multiples of 2 \(height, width\), got \(15, 16\)"):
         made.sample(CAPTIONS, size=(15, 16))
-    with pytest.raises(ValueError, match="steps and batch_size must be >= 1"):
-        draw(made.family, made.policy, made.conditioner(), CAPTIONS, steps=0)
+    with pytest.raises(ValueError, match="steps must be an integer >= 1, got 0"):
+        draw_images(made.family, made.policy, made.conditioner(), CAPTIONS, steps=0)
 
 
 def test_the_command_line_renders_a_list_of_prompts(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pl_prefopt.logprobs.causal import CausalFamily
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.objectives import DPO, IPO, LDDPO, ORPO, SFT, TDPO, SimPO
 from pl_prefopt.policies import CausalLM
@@ -21,7 +22,8 @@ DROPOUT_GPT2 = {**GPT2, "resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5
 def built(policy: Any = None, prefix: bool = False, **options: Any) -> TextPreferenceModule:
     module = TextPreferenceModule(policy or tiny_lm(), **options)
     module.configure_model()
-    module._prefix_honoured = prefix
+    assert isinstance(module.family, CausalFamily)
+    module.family.prefix_honoured = prefix
     module.train()
     return module
 

@@ -15,7 +15,7 @@ REAL, FAKE = torch.tensor([0.3, -2.0, 50.0]), torch.tensor([-0.4, 1.5, 80.0])
 
 
 def scores(real: Tensor = REAL, fake: Tensor = FAKE, **extra: Tensor) -> PairScores:
-    return PairScores(logratios=torch.stack([real, fake], 1), columns=extra)
+    return PairScores(logratios=torch.stack([real, fake], 1), outputs=extra)
 
 
 def by_hand(alpha: float, beta: float) -> Tensor:
@@ -52,7 +52,7 @@ def test_rows_without_caption_have_their_own_alpha() -> None:
     loss = DDO(4.0, 0.05, alpha_empty=0.0)(scores(text_drop=dropped))
     expected = torch.where(dropped, by_hand(0.0, 0.05), by_hand(4.0, 0.05)).float()
     torch.testing.assert_close(loss, expected)
-    with pytest.raises(ValueError, match="DDO needs the data column 'text_drop'"):
+    with pytest.raises(ValueError, match=r"DDO needs scores.outputs\['text_drop'\]"):
         DDO(4.0, 0.05, alpha_empty=0.0)(scores())
 
 

@@ -36,7 +36,7 @@ def test_a_saved_pipeline_loads_through_the_same_code(name: str, tmp_path: Path)
     for key, value in one.encode_text(CAPTIONS).items():
         assert torch.equal(value, two.encode_text(CAPTIONS)[key])
         assert value.shape[0] == 2
-    for x, y in zip(one.encode_pixels(PIXELS), two.encode_pixels(PIXELS), strict=True):
+    for x, y in zip(one.encode(PIXELS), two.encode(PIXELS), strict=True):
         assert torch.equal(x, y)
 
 
@@ -44,7 +44,7 @@ def test_latents_are_scaled_as_the_pipeline_scales_them() -> None:
     for name, shift, scale in (("sd", 0.0, 0.18215), ("sd3", 0.0609, 1.5035)):
         conditioner = Diffusion(tiny=name).conditioner()
         posterior = conditioner.vae.encode(PIXELS).latent_dist
-        mean, std = conditioner.encode_pixels(PIXELS)
+        mean, std = conditioner.encode(PIXELS)
         torch.testing.assert_close(mean, (posterior.mean - shift) * scale)
         torch.testing.assert_close(std, posterior.std * scale)
         decoded = conditioner.vae.decode(posterior.mean).sample
@@ -53,7 +53,7 @@ def test_latents_are_scaled_as_the_pipeline_scales_them() -> None:
 
 def test_pixels_are_their_own_latents_without_a_vae() -> None:
     conditioner = Diffusion(tiny="pixel").conditioner()
-    mean, std = conditioner.encode_pixels(PIXELS)
+    mean, std = conditioner.encode(PIXELS)
     assert torch.equal(mean, PIXELS)
     assert not std.any()
     assert conditioner.factor == 1
@@ -107,9 +107,9 @@ def test_a_vae_that_overflows_is_named() -> None:
     with torch.no_grad():
         conditioner.vae.encoder.conv_in.weight.fill_(float("inf"))
     with pytest.raises(ValueError, match=r"latents that are not finite in torch\.float32; run it in float32"):
-        conditioner.encode_pixels(PIXELS)
-    with pytest.raises(ValueError, match="multiples of 2; change `resolution`"):
-        conditioner.encode_pixels(PIXELS[..., :15])
+        conditioner.encode(PIXELS)
+    with pytest.raises(ValueError, match=r"multiples of 2, the factor of the VAE, got 16 x 15 pixels"):
+        conditioner.encode(PIXELS[..., :15])
     with pytest.raises(ValueError, match="list of strings"):
         conditioner.encode_text("a red circle")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pl_prefopt.diffusion.families import Condition, Family, dtype_of
+from pl_prefopt.diffusion.families.base import Condition, Family, dtype_of
 from pl_prefopt.diffusion.processes import VariancePreserving
 from pl_prefopt.experimental.lightgen.unmasking import unmask
 

@@ -16,7 +16,7 @@ from pl_prefopt.utilities.configurable import from_config
 from pl_prefopt.utilities.dtypes import dtype_named
 
 if TYPE_CHECKING:
-    from pl_prefopt.diffusion.conditioner import Conditioner
+    from pl_prefopt.diffusion.conditioner import PipelineConditioner
     from pl_prefopt.experimental.lightgen import MaskedAutoregressive
     from pl_prefopt.experimental.lightgen.family import MaskedTokens
 
@@ -128,7 +128,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
 
         return MaskedTokens(self._sizes().get("patch", 2), self.repeats, self.text_drop, self.clip, self.iterations)
 
-    def conditioner(self, device: torch.device | str = "cpu") -> Conditioner:
+    def conditioner(self, device: torch.device | str = "cpu") -> PipelineConditioner:
         """A fresh copy of the frozen encoders; drop it when the caches are filled."""
         return self.encoders.conditioner(device)
 
