@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pl_prefopt.utilities.configurable import updated_config
+
 
 def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
     """State-dict entries that receive gradients; tied weights appear under each of their names."""
@@ -44,10 +46,13 @@ def check_state(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
 def compare_hparams(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Refuse to resume a run under other hyper-parameters.
 
+    Classes that moved to another file and arguments that were added with a default since the checkpoint was written
+    make no difference.
+
     Raises:
         ValueError: listing `name: value in the checkpoint != configured value`.
     """
-    a, b = dict(_flat(saved)), dict(_flat(own))
+    a, b = dict(_flat(updated_config(saved))), dict(_flat(own))
     differing = [f"{k}: {a.get(k)!r} != {b.get(k)!r}" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
     if differing and saved:
         raise ValueError(
