@@ -1,8 +1,8 @@
-"""What a judge is: conditions and samples in, one number each out, higher is better."""
+"""`Judge`: conditions and samples in, one score per sample out, higher is better."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from pl_prefopt.utilities.configurable import Configurable
 
 
-class Judge(Configurable, ABC):
-    """Scores samples of any modality: texts, or pictures (3, H, W) in [0, 1].
+class Judge(Configurable):
+    """Scores samples of any modality: texts, or images (3, H, W) in [0, 1].
 
-    Each argument of `__init__` is kept under its own name, so that YAML and checkpoints can name a judge. Models are
-    loaded at the first call, not in `__init__`.
+    A judge with arguments is a `@dataclass`, so that YAML and checkpoints can name it. Models are loaded at the first
+    call, not when the judge is built.
     """
 
     @abstractmethod
@@ -25,7 +25,7 @@ class Judge(Configurable, ABC):
 
 
 def judged(judge: Judge, conditions: Sequence[str], samples: Sequence[Any]) -> Tensor:
-    """Scores (B,) of a judge, float32 on the CPU, after checking them.
+    """Score samples with a judge, (B,) float32 on the CPU, and check what it returns.
 
     Args:
         judge: any judge.
@@ -33,30 +33,29 @@ def judged(judge: Judge, conditions: Sequence[str], samples: Sequence[Any]) -> T
         samples: B samples.
 
     Raises:
-        ValueError: conditions and samples of different number; scores that are no (B,) numbers, NaN or infinite.
+        ValueError: conditions and samples of different number; scores of another shape than (B,), NaN or infinite.
     """
     name = type(judge).__name__
     if len(conditions) != len(samples):
         raise ValueError(
-            f"{name} was given {len(conditions)} conditions and {len(samples)} samples; give one per sample"
+            f"conditions of {name} must be one per sample, got {len(conditions)} for {len(samples)} samples"
         )
     scores = torch.as_tensor(judge.score(conditions, samples)).detach().float().cpu()
     if scores.shape != (len(samples),):
         raise ValueError(
-            f"{name}.score returned the shape {tuple(scores.shape)} for {len(samples)} samples; it must return one "
-            f"number per sample, ({len(samples)},)"
+            f"{name}.score must return one number per sample, ({len(samples)},), got shape {tuple(scores.shape)}"
         )
-    wrong = (~scores.isfinite()).nonzero().flatten().tolist()
-    if wrong:
-        row = wrong[0]
+    bad_rows = (~scores.isfinite()).nonzero().flatten().tolist()
+    if bad_rows:
+        row = bad_rows[0]
         raise ValueError(
-            f"{name}.score returned {scores[row].item()} in row {row} (of {len(wrong)} such rows), for the condition "
-            f"{_short(conditions[row])} and the sample {_short(samples[row])}; a score must be a finite number"
+            f"{name}.score must return finite numbers, got {scores[row].item()} in row {row} (of {len(bad_rows)} such "
+            f"rows), for the condition {_short(conditions[row])} and the sample {_short(samples[row])}"
         )
     return scores
 
 
-def _short(value: Any, limit: int = 80) -> str:
+def _short(value: object, limit: int = 80) -> str:
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)} in [{value.min().item():g}, {value.max().item():g}]"
     text = repr(value)

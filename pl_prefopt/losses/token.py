@@ -8,6 +8,8 @@ from torch import Tensor
 from pl_prefopt.losses.math import softplus, wide
 from pl_prefopt.utilities.checks import choice, positive, rows, within
 
+VARIANTS = ("tdpo2", "tdpo1")
+
 
 def tdpo_loss(
     chosen: Tensor,
@@ -36,7 +38,7 @@ def tdpo_loss(
     rows(chosen=chosen, rejected=rejected, chosen_kl=chosen_kl, rejected_kl=rejected_kl)
     positive("beta", beta)
     within("alpha", alpha, 0.0, float("inf"), open_high=True)
-    choice("variant", variant, ("tdpo2", "tdpo1"))
+    choice("variant", variant, VARIANTS)
     z, s_w, s_l = wide(chosen) - wide(rejected), wide(chosen_kl), wide(rejected_kl)
     gap = s_l - s_w if variant == "tdpo1" else alpha * (s_l - s_w.detach())
     return softplus(-beta * (z - gap))

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys as IncompatibleKeys
 from typing_extensions import Self
 
+from pl_prefopt.utilities.configurable import updated_config
+
 Checkpoint = dict[str, Any]
 """What `torch.load` gives: state dicts and plain values, of Lightning and of every callback."""
 
@@ -104,10 +106,13 @@ def check_state(module: nn.Module, checkpoint: Checkpoint) -> None:
 def compare_hparams(configured: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Refuse to resume a run under other hyper-parameters.
 
+    Classes that moved to another file and arguments that were added with a default since the checkpoint was written
+    make no difference.
+
     Raises:
         ValueError: listing `name: value in the checkpoint != configured value`.
     """
-    before, now = dict(_flat(saved)), dict(_flat(configured))
+    before, now = dict(_flat(updated_config(saved))), dict(_flat(configured))
     differing = [
         f"{key}: {before.get(key)!r} != {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

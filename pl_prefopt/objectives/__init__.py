@@ -1,9 +1,9 @@
 """Objectives: what YAML names in `objective:`."""
 
 from pl_prefopt.objectives.base import Objective
-from pl_prefopt.objectives.ddo import DDO
-from pl_prefopt.objectives.diffusion import DSPO, DenoisingSFT, DiffusionKTO, LinearDPO, MaPO
-from pl_prefopt.objectives.lists import ADPO, IRPO, PlackettLuce, SoftmaxDPO
+from pl_prefopt.objectives.diffusion import DDO, DSPO, DenoisingSFT, DiffusionKTO, LinearDPO, MaPO
+from pl_prefopt.objectives.divergence import FDPO
+from pl_prefopt.objectives.lists import ADPO, IRPO, PlackettLuce, SoftmaxDPO, list_targets
 from pl_prefopt.objectives.mixture import WPO, Mixture
 from pl_prefopt.objectives.multi import MODPO, PAMA
 from pl_prefopt.objectives.pairwise import (
@@ -11,12 +11,9 @@ from pl_prefopt.objectives.pairwise import (
     DPO,
     DPOP,
     EXO,
-    FDPO,
     IPO,
-    LDDPO,
     NCA,
     SPPO,
-    TDPO,
     APODown,
     APOZero,
     DiscoPOP,
@@ -25,7 +22,7 @@ from pl_prefopt.objectives.pairwise import (
     RobustDPO,
 )
 from pl_prefopt.objectives.reference_free import ORPO, SFT, SimPO
-from pl_prefopt.objectives.targets import list_targets
+from pl_prefopt.objectives.token import LDDPO, TDPO
 
 __all__ = [
     "ADPO",

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from pl_prefopt.scores import PairScores
-from pl_prefopt.utilities.checks import choice, positive
 from pl_prefopt.utilities.configurable import Configurable
+
+AVERAGES = ("sum", "mean")
+"""Ways to reduce the token log-probabilities of a sample to one number."""
 
 
 class Objective(Configurable):
     """Maps the scores of a batch to one loss per pair or list.
 
-    `needs` says what a module must provide: "reference", "rejected", "logps" and "lengths" (token sums and counts),
-    "kl" (full distributions of policy and reference), "collision" (WPO), "list", and the data columns
-    "preference_prob", "margins", "relevance", "ranks".
+    `needs` names what a module must provide: "reference", "rejected", "logps" and "lengths" (token sums and counts),
+    "kl" (full distributions of policy and reference), "collision" (WPO), "errors" (denoising errors), "list", and the
+    data columns "preference_prob", "margins", "relevance", "ranks".
     """
 
     needs: frozenset[str] = frozenset({"reference", "rejected"})
@@ -62,73 +64,48 @@ def token_mean(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> T
 
 
 def reduce_by(average: str, values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Weighted sum or weighted mean over tokens."""
+    """Weighted sum or weighted mean over tokens, as `average` says (one of `AVERAGES`)."""
     return token_mean(values, mask, weights) if average == "mean" else token_sum(values, weights)
 
 
-def check_average(average: str) -> str:
-    """Return "sum" or "mean", refuse anything else."""
-    choice("average", average, ("sum", "mean"))
-    return average
-
-
-def check_beta(beta: float) -> float:
-    """Return beta > 0, refuse anything else."""
-    positive("beta", beta)
-    return beta
-
-
-def column(scores: PairScores, name: str, who: Objective) -> Tensor:
+def data_column(scores: PairScores, name: str, objective: Objective) -> Tensor:
     """A data column that the objective cannot do without.
 
     Raises:
-        ValueError: the batch has no such column; says what to add.
+        ValueError: the batch has no such column; the message says what to add.
     """
     value = scores.columns.get(name)
     if value is None:
-        have = ", ".join(sorted(scores.columns)) or "none"
+        present = ", ".join(sorted(scores.columns)) or "none"
         raise ValueError(
-            f"{type(who).__name__} needs the data column {name!r}, which this batch does not have (its columns: "
-            f"{have}); add it to every row, or choose another objective"
+            f"{type(objective).__name__} needs the data column {name!r}, which this batch does not have (its columns: "
+            f"{present}); add it to every row, or choose another objective"
         )
     return value
 
 
-def output(scores: PairScores, name: str, who: Objective) -> Tensor:
-    """A further tensor of the module that the objective cannot do without.
-
-    Raises:
-        ValueError: the module does not give it.
-    """
-    value = scores.outputs.get(name)
-    if value is None:
-        have = ", ".join(sorted(scores.outputs)) or "none"
-        raise ValueError(
-            f"{type(who).__name__} needs scores.outputs[{name!r}], which this module does not give; its outputs: {have}"
-        )
-    return value
-
-
-def given(scores: PairScores, name: str, who: Objective) -> Tensor:
-    """An optional part of the scores that the objective cannot do without.
+def module_output(scores: PairScores, name: str, objective: Objective) -> Tensor:
+    """A field or an entry of `outputs` of the scores that the objective cannot do without.
 
     Raises:
         ValueError: the module did not fill it in.
     """
-    value = getattr(scores, name)
+    is_field = name in PairScores.__dataclass_fields__
+    value: Tensor | None = getattr(scores, name) if is_field else scores.outputs.get(name)
     if value is None:
+        missing = f"scores.{name}, which is None" if is_field else f"scores.outputs[{name!r}], which is missing"
         raise ValueError(
-            f"{type(who).__name__} needs scores.{name}, which is None; a module fills in what "
-            "`objective.needs` names, if its modality has it"
+            f"{type(objective).__name__} needs {missing}; a module fills in what `objective.needs` names, if its "
+            "modality has it"
         )
     return value
 
 
-def policy_sums(scores: PairScores, who: Objective) -> Tensor:
+def policy_sums(scores: PairScores, objective: Objective) -> Tensor:
     """(B, K) plain token sums of the policy's log-probabilities."""
-    return given(scores, "logps", who) if scores.sum_logps is None else scores.sum_logps
+    return module_output(scores, "logps", objective) if scores.sum_logps is None else scores.sum_logps
 
 
-def policy_means(scores: PairScores, who: Objective) -> Tensor:
+def policy_means(scores: PairScores, objective: Objective) -> Tensor:
     """(B, K) policy log-probability per token."""
-    return policy_sums(scores, who) / given(scores, "lengths", who).clamp(min=1)
+    return policy_sums(scores, objective) / module_output(scores, "lengths", objective).clamp(min=1)

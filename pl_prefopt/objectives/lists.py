@@ -1,17 +1,21 @@
-"""Objectives on lists and on soft labels."""
+"""Objectives on lists and on soft labels; the losses are in `pl_prefopt.losses.lists`."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pl_prefopt import losses
-from pl_prefopt.objectives.base import Objective, check_average, check_beta, column, reduce_by
-from pl_prefopt.objectives.targets import TARGETS, list_targets
+from pl_prefopt.objectives.base import AVERAGES, Objective, data_column, reduce_by
 from pl_prefopt.scores import PairScores
-from pl_prefopt.utilities.checks import choice, positive, within
+from pl_prefopt.utilities.checks import choice, finite, positive, within
 
 
+@dataclass
 class SoftmaxDPO(Objective):
     """`softmax_dpo_loss`: the first sample of a list against all others at once (S-DPO).
 
@@ -21,8 +25,10 @@ class SoftmaxDPO(Objective):
 
     needs = Objective.needs | {"list"}
 
-    def __init__(self, beta: float = 0.1) -> None:
-        self.beta = check_beta(beta)
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive("beta", self.beta)
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""
@@ -30,6 +36,7 @@ class SoftmaxDPO(Objective):
         return losses.softmax_dpo_loss(scores.chosen, scores.logratios[:, 1:], beta=self.beta, mask=mask)
 
 
+@dataclass
 class PlackettLuce(Objective):
     """`plackett_luce_loss` of beta * log-ratios in the order of the `relevance` column.
 
@@ -39,15 +46,18 @@ class PlackettLuce(Objective):
 
     needs = Objective.needs | {"list", "relevance"}
 
-    def __init__(self, beta: float = 0.1) -> None:
-        self.beta = check_beta(beta)
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive("beta", self.beta)
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""
-        relevance = column(scores, "relevance", self)
+        relevance = data_column(scores, "relevance", self)
         return losses.plackett_luce_loss(self.beta * scores.logratios, relevance, mask=scores.mask)
 
 
+@dataclass
 class IRPO(Objective):
     """`irpo_loss` with the `relevance` column; ranks come from a `ranks` column, else from the order of the list.
 
@@ -60,13 +70,15 @@ class IRPO(Objective):
 
     needs = Objective.needs | {"list", "relevance"}
 
-    def __init__(self, beta: float = 1.0, opponents: str = "sum", items: str = "sum", average: str = "mean") -> None:
-        self.beta = check_beta(beta)
-        choice("opponents", opponents, ("sum", "mean"))
-        choice("items", items, ("sum", "mean"))
-        self.opponents = opponents
-        self.items = items
-        self.average = check_average(average)
+    beta: float = 1.0
+    opponents: str = "sum"
+    items: str = "sum"
+    average: str = "mean"
+
+    def __post_init__(self) -> None:
+        positive("beta", self.beta)
+        for name in ("opponents", "items", "average"):
+            choice(name, getattr(self, name), AVERAGES)
 
     def reduce_tokens(self, values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
         """Sum or mean, as `average` says."""
@@ -79,11 +91,12 @@ class IRPO(Objective):
             "ranks", torch.arange(1, r.shape[1] + 1, device=r.device, dtype=r.dtype).expand_as(r)
         )
         return losses.irpo_loss(
-            r, column(scores, "relevance", self), ranks,
+            r, data_column(scores, "relevance", self), ranks,
             beta=self.beta, mask=scores.mask, opponents=self.opponents, items=self.items,
         )  # fmt: skip
 
 
+@dataclass
 class ADPO(Objective):
     """Anchored DPO (2510.18913): pairs by `adpo_pairwise_loss`, longer lists by `adpo_listwise_loss`.
 
@@ -103,16 +116,17 @@ class ADPO(Objective):
 
     needs = Objective.needs | {"list"}
 
-    def __init__(self, tau: float = 0.8, beta_r: float = 0.5, targets: str = "zscore", label: float = 1.0) -> None:
-        positive("tau", tau)
-        positive("beta_r", beta_r)
-        choice("targets", targets, tuple(TARGETS))
-        within("label", label, 0.0, 1.0)
-        self.tau = tau
-        self.beta_r = beta_r
-        self.targets = targets
-        self.label = label
-        self.beta = 1 / tau
+    tau: float = 0.8
+    beta_r: float = 0.5
+    targets: str = "zscore"
+    label: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("tau", self.tau)
+        positive("beta_r", self.beta_r)
+        choice("targets", self.targets, TARGETS)
+        within("label", self.label, 0.0, 1.0)
+        self.beta = 1 / self.tau
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""
@@ -124,3 +138,63 @@ class ADPO(Objective):
             mask = torch.ones_like(scores.logratios, dtype=torch.bool) if scores.mask is None else scores.mask
             q = list_targets(scores.columns["relevance"], mask, kind=self.targets, beta_r=self.beta_r)
         return losses.adpo_listwise_loss(scores.logratios, q.to(scores.logratios), tau=self.tau, mask=scores.mask)
+
+
+def list_targets(rewards: Tensor, mask: Tensor, *, kind: str, beta_r: float) -> Tensor:
+    """Target distributions over each list's real items, as `ADPO` describes them.
+
+    Args:
+        rewards: (B, K), higher is better, finite at real items.
+        mask: (B, K) bool, False at padding.
+        kind: softmax, zscore, hard or kde.
+        beta_r: temperature, > 0; without effect on hard.
+
+    Returns:
+        (B, K) float64, 0 at padding, rows sum to 1.
+
+    Raises:
+        ValueError: an unknown kind, beta_r <= 0, rewards that are not finite.
+    """
+    choice("kind", kind, TARGETS)
+    positive("beta_r", beta_r)
+    finite("rewards", rewards[mask])
+    values = TARGETS[kind](rewards.double().masked_fill(~mask, 0.0), mask)
+    temperature = 1.0 if kind == "hard" else beta_r
+    return (values / temperature).masked_fill(~mask, float("-inf")).softmax(-1)
+
+
+def _moments(rewards: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    count = mask.sum(-1, keepdim=True)
+    mean = (rewards * mask).sum(-1, keepdim=True) / count
+    variance = ((rewards - mean).square() * mask).sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    return mean, variance.sqrt()
+
+
+def _zscore(rewards: Tensor, mask: Tensor) -> Tensor:
+    mean, std = _moments(rewards, mask)
+    return (rewards - mean) / (std + 1e-8)
+
+
+def _hard(rewards: Tensor, mask: Tensor) -> Tensor:
+    best = rewards.masked_fill(~mask, float("-inf")).amax(-1, keepdim=True)
+    return torch.where(rewards == best, 0.0, float("-inf")).to(rewards.dtype)
+
+
+def _kde(rewards: Tensor, mask: Tensor) -> Tensor:
+    _, std = _moments(rewards, mask)
+    quartiles = rewards.masked_fill(~mask, float("nan")).nanquantile(torch.tensor([0.25, 0.75]).to(rewards), dim=-1)
+    robust = ((quartiles[1] - quartiles[0]) / 1.34)[:, None]
+    # Half of a list may share one reward; its interquartile range is then 0 and only the deviation gives a bandwidth.
+    width = torch.where(robust > 0, torch.minimum(std, robust), std).clamp(min=1e-8)
+    width = 0.9 * width * mask.sum(-1, keepdim=True).double().pow(-0.2)
+    steps = (rewards[:, :, None] - rewards[:, None, :]) / width[..., None]
+    cdf = 0.5 * (1 + torch.erf(steps / math.sqrt(2)))
+    return (cdf * mask[:, None, :]).sum(-1) / mask.sum(-1, keepdim=True)
+
+
+TARGETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "softmax": lambda rewards, mask: rewards,
+    "zscore": _zscore,
+    "hard": _hard,
+    "kde": _kde,
+}

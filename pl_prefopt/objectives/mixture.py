@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pl_prefopt.objectives.base import Objective, given
+from pl_prefopt.objectives.base import Objective, module_output
 from pl_prefopt.scores import PairScores
 
 
+@dataclass
 class Mixture(Objective):
     """sum_i w_i objective_i, e.g. DPO + SFT; rewards are those of the first objective.
 
@@ -25,18 +27,20 @@ class Mixture(Objective):
         ValueError: no part, weights of another count or below zero, parts that reduce tokens in different ways.
     """
 
-    def __init__(self, objectives: list[Objective], weights: list[float] | None = None) -> None:
-        if not objectives:
+    objectives: list[Objective]
+    weights: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        parts, weights = self.objectives, self.weights
+        if not parts:
             raise ValueError("objectives must hold at least one objective, got []")
-        if weights is not None and (len(weights) != len(objectives) or not all(0 <= w < math.inf for w in weights)):
-            raise ValueError(f"weights must be {len(objectives)} finite numbers >= 0, one per objective, got {weights}")
+        if weights is not None and (len(weights) != len(parts) or not all(0 <= w < math.inf for w in weights)):
+            raise ValueError(f"weights must be {len(parts)} finite numbers >= 0, one per objective, got {weights}")
         if weights is not None and not any(weights):
             raise ValueError(f"weights must not all be 0, got {weights}")
-        self.objectives = objectives
-        self.weights = weights
-        self._leading = _common_reduction(objectives)
+        self._leading = _common_reduction(parts)
         self.reads_logratios = self._leading.reads_logratios
-        self.needs = frozenset[str]().union(*(o.needs for o in objectives))
+        self.needs = frozenset[str]().union(*(part.needs for part in parts))
 
     def reduce_tokens(self, values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
         """As the parts that read log-ratios do."""
@@ -52,10 +56,11 @@ class Mixture(Objective):
         return self.objectives[0].rewards(scores)
 
 
+@dataclass
 class WPO(Objective):
     """Another objective, each pair weighted by how likely its tokens are under the policy (WPO, 2406.11827).
 
-    weight = sg[w_w w_l], w = exp(mean_t(log p_t - log sum_v p_v^2)), can exceed 1 (1.98 a side for p = [.5, ...]). TRL
+    weight = sg[w_w w_l], w = exp(mean_t(log p_t - log sum_v p_v^2)). w can exceed 1 (1.98 for p = [.5, ...]); TRL
     clamped the product at 1 until 0.28. Wrap one part of a mixture to leave its other parts unweighted.
 
     Args:
@@ -63,13 +68,14 @@ class WPO(Objective):
         clamp: upper bound of the product, > 0; None leaves it unbounded.
     """
 
-    def __init__(self, objective: Objective, clamp: float | None = None) -> None:
-        if clamp is not None and not clamp > 0:
-            raise ValueError(f"clamp must be a number > 0 or None, got {clamp}")
-        self.objective = objective
-        self.clamp = clamp
-        self.reads_logratios = objective.reads_logratios
-        self.needs = objective.needs | {"rejected", "collision"}
+    objective: Objective
+    clamp: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clamp is not None and not self.clamp > 0:
+            raise ValueError(f"clamp must be a number > 0 or None, got {self.clamp}")
+        self.reads_logratios = self.objective.reads_logratios
+        self.needs = self.objective.needs | {"rejected", "collision"}
 
     def reduce_tokens(self, values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
         """As the inner objective does."""
@@ -77,7 +83,7 @@ class WPO(Objective):
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""
-        weight = given(scores, "collision", self).detach().sum(-1).exp()
+        weight = module_output(scores, "collision", self).detach().sum(-1).exp()
         weight = weight if self.clamp is None else weight.clamp(max=self.clamp)
         return weight * self.objective(scores)
 
@@ -89,6 +95,7 @@ class WPO(Objective):
 def _common_reduction(objectives: list[Objective]) -> Objective:
     """The first part that reads log-ratios, after checking on an example that all such parts reduce tokens alike."""
     readers = [o for o in objectives if o.reads_logratios] or objectives[:1]
+    # Samples of different lengths and prime values: sums, means and length-dependent weights all give other numbers.
     values = torch.tensor([[[2.0, 3.0, 5.0, 7.0], [11.0, 13.0, 0.0, 0.0]]])
     first = readers[0].reduce_tokens(values, values > 0)
     for other in readers[1:]:

@@ -1,17 +1,22 @@
-"""Objectives on the policy's own token log-probabilities; no reference is computed."""
+"""Objectives on the policy's own token log-probabilities; the losses are in `pl_prefopt.losses.reference_free`.
+
+No reference is computed.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from pl_prefopt import losses
-from pl_prefopt.objectives.base import Objective, check_average, check_beta, policy_means, policy_sums
+from pl_prefopt.objectives.base import AVERAGES, Objective, policy_means, policy_sums
 from pl_prefopt.scores import PairScores
-from pl_prefopt.utilities.checks import within
+from pl_prefopt.utilities.checks import choice, positive, within
 
 
+@dataclass
 class SFT(Objective):
     """Negative log-likelihood of the chosen sample alone; training reads neither the rejected one nor a reference.
 
@@ -26,19 +31,22 @@ class SFT(Objective):
     needs = frozenset({"logps", "lengths"})
     reads_logratios = False
 
-    def __init__(self, average: str = "mean") -> None:
-        self.average = check_average(average)
+    average: str = "mean"
+
+    def __post_init__(self) -> None:
+        choice("average", self.average, AVERAGES)
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""
-        read = policy_means if self.average == "mean" else policy_sums
-        return -read(scores, self)[:, 0]
+        logps = policy_means(scores, self) if self.average == "mean" else policy_sums(scores, self)
+        return -logps[:, 0]
 
     def rewards(self, scores: PairScores) -> Tensor:
         """Log-probability per token."""
         return policy_means(scores, self).detach()
 
 
+@dataclass
 class SimPO(Objective):
     """`simpo_loss`; reward = beta * log-probability per token.
 
@@ -50,10 +58,12 @@ class SimPO(Objective):
     needs = frozenset({"rejected", "logps", "lengths"})
     reads_logratios = False
 
-    def __init__(self, beta: float = 2.0, gamma: float = 0.5) -> None:
-        self.beta = check_beta(beta)
-        within("gamma", gamma, 0.0, math.inf, open_high=True)
-        self.gamma = gamma
+    beta: float = 2.0
+    gamma: float = 0.5
+
+    def __post_init__(self) -> None:
+        positive("beta", self.beta)
+        within("gamma", self.gamma, 0.0, math.inf, open_high=True)
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""
@@ -65,6 +75,7 @@ class SimPO(Objective):
         return self.beta * policy_means(scores, self).detach()
 
 
+@dataclass
 class ORPO(Objective):
     """`orpo_loss`, likelihood and odds ratio together; reward = beta * log-probability per token.
 
@@ -75,8 +86,10 @@ class ORPO(Objective):
     needs = SimPO.needs
     reads_logratios = False
 
-    def __init__(self, beta: float = 0.1) -> None:
-        self.beta = check_beta(beta)
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive("beta", self.beta)
 
     def __call__(self, scores: PairScores) -> Tensor:
         """(B,) loss."""

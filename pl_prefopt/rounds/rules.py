@@ -5,17 +5,20 @@ Legend: N prompts, K candidates of a prompt, P pairs. Scores: higher is better; 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pl_prefopt.utilities.checks import integer, within
 from pl_prefopt.utilities.configurable import Configurable
 
 __all__ = ["AllPairs", "BestWorst", "PairRule", "ThresholdGap", "TruthAgainstWorst"]
 
 
-class PairRule(Configurable, ABC):
+class PairRule(Configurable):
     """Turns scores into pairs. A chosen candidate always scores strictly higher than the rejected one."""
 
     limit: int | None = None
@@ -48,6 +51,7 @@ class PairRule(Configurable, ABC):
         return pairs if self.limit is None else _widest(pairs, gaps, self.limit)
 
 
+@dataclass
 class AllPairs(PairRule):
     """Every pair whose scores differ by at least `gap`.
 
@@ -59,17 +63,19 @@ class AllPairs(PairRule):
         ValueError: an argument out of range.
     """
 
-    def __init__(self, gap: float = 0.0, limit: int | None = None) -> None:
-        _check(gap=gap)
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be >= 1 or None, got {limit}")
-        self.gap, self.limit = gap, limit
+    gap: float = 0.0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        within("gap", self.gap, 0.0, math.inf, open_high=True)
+        integer("limit", self.limit, optional=True)
 
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
         """All of at least the gap."""
         return gaps >= self.gap
 
 
+@dataclass
 class BestWorst(PairRule):
     """The best candidate against the worst, one pair a prompt; the first of equals.
 
@@ -82,15 +88,17 @@ class BestWorst(PairRule):
 
     limit = 1
 
-    def __init__(self, gap: float = 0.0) -> None:
-        _check(gap=gap)
-        self.gap = gap
+    gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        within("gap", self.gap, 0.0, math.inf, open_high=True)
 
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
         """All of at least the gap; the widest stays."""
         return gaps >= self.gap
 
 
+@dataclass
 class TruthAgainstWorst(PairRule):
     """The ground truth against the worst sample, one pair a prompt; no pair where the truth does not score higher.
 
@@ -103,9 +111,10 @@ class TruthAgainstWorst(PairRule):
 
     limit = 1
 
-    def __init__(self, gap: float = 0.0) -> None:
-        _check(gap=gap)
-        self.gap = gap
+    gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        within("gap", self.gap, 0.0, math.inf, open_high=True)
 
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
         """The truth's row only."""
@@ -116,6 +125,7 @@ class TruthAgainstWorst(PairRule):
         return chosen & (gaps >= self.gap)
 
 
+@dataclass
 class ThresholdGap(PairRule):
     """DNO-Prct (Rosset et al. 2024, 2404.03715): the chosen one is good enough, and better by a margin.
 
@@ -132,13 +142,16 @@ class ThresholdGap(PairRule):
         ValueError: an argument out of range.
     """
 
-    def __init__(
-        self, threshold: float = 5.0, gap: float = 2.0, own_gap: float | None = 1.0, limit: int | None = None
-    ) -> None:
-        _check(gap=gap, own_gap=gap if own_gap is None else own_gap)
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be >= 1 or None, got {limit}")
-        self.threshold, self.gap, self.own_gap, self.limit = threshold, gap, own_gap, limit
+    threshold: float = 5.0
+    gap: float = 2.0
+    own_gap: float | None = 1.0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        within("gap", self.gap, 0.0, math.inf, open_high=True)
+        if self.own_gap is not None:
+            within("own_gap", self.own_gap, 0.0, math.inf, open_high=True)
+        integer("limit", self.limit, optional=True)
 
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
         """Threshold on the chosen one, gaps by who made it, no rejected truth."""
@@ -149,12 +162,6 @@ class ThresholdGap(PairRule):
         if truth is not None:
             good[:, :, truth] = False
         return good
-
-
-def _check(**gaps: float) -> None:
-    for name, value in gaps.items():
-        if not value >= 0:
-            raise ValueError(f"{name} must be >= 0, got {value}")
 
 
 def _widest(pairs: Tensor, gaps: Tensor, limit: int) -> Tensor:

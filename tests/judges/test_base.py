@@ -33,9 +33,9 @@ def test_scores_pass_as_float32_without_graph() -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ([1.0], r"Fixed\.score .*\(1,\) for 2 samples"),
-        ([1.0, float("nan")], r"Fixed\.score returned nan in row 1 .*'b'.*'y'"),
-        ([float("-inf"), 0.0], r"returned -inf in row 0"),
+        ([1.0], r"Fixed\.score must return one number per sample, \(2,\), got shape \(1,\)"),
+        ([1.0, float("nan")], r"Fixed\.score must return finite numbers, got nan in row 1 .*'b'.*'y'"),
+        ([float("-inf"), 0.0], r"got -inf in row 0"),
     ],
 )
 def test_wrong_scores_are_refused_by_name(values: list[float], told: str) -> None:
@@ -44,7 +44,7 @@ def test_wrong_scores_are_refused_by_name(values: list[float], told: str) -> Non
 
 
 def test_conditions_must_match_samples() -> None:
-    with pytest.raises(ValueError, match="1 conditions and 2 samples"):
+    with pytest.raises(ValueError, match="one per sample, got 1 for 2 samples"):
         judged(Fixed([1.0, 2.0]), ["a"], ["x", "y"])
 
 

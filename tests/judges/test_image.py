@@ -149,16 +149,16 @@ def test_open_clip_is_the_cosine_of_one_picture_and_its_caption(open_clip_folder
 def test_pictures_out_of_range_are_refused(clip_folder: Path) -> None:
     judge = PickScore(str(clip_folder), processor=None, batch_size=1)
     for bad in (torch.full((3, 8, 8), 1.5), torch.full((3, 8, 8), float("nan")), torch.rand(8, 8)):
-        with pytest.raises(ValueError, match=r"sample 1 is .* a picture is \(3, H, W\), finite, in \[0, 1\]"):
+        with pytest.raises(ValueError, match=r"sample 1 must be an image \(3, H, W\), finite, in \[0, 1\], got"):
             judged(judge, ["", ""], [torch.rand(3, 8, 8), bad])
 
 
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: OpenCLIP(batch_size=0), "batch_size must be >= 1, got 0"),
+        (lambda: OpenCLIP(batch_size=0), "batch_size must be an integer >= 1, got 0"),
         (lambda: PickScore(dtype="int8"), "dtype must be one of .*'int8'"),
-        (lambda: linear_layers(Path("nowhere.pth"), 8), "head: 'nowhere.pth' does not exist"),
+        (lambda: linear_layers(Path("nowhere.pth"), 8), "head must be the file .* got 'nowhere.pth'"),
     ],
 )
 def test_refusals(make: object, named: str) -> None:
@@ -167,7 +167,7 @@ def test_refusals(make: object, named: str) -> None:
 
 
 def test_a_head_for_another_clip_is_refused(head: Path) -> None:
-    with pytest.raises(ValueError, match="must lead from the 9 numbers"):
+    with pytest.raises(ValueError, match="that lead from the 9 numbers"):
         linear_layers(head, 9)
     assert [tuple(w.shape) for w, _ in linear_layers(head, SIZE)] == [(12, 8), (6, 12), (5, 6), (4, 5), (1, 4)]
 

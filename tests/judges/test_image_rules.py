@@ -52,7 +52,7 @@ def test_blur_lowers_sharpness_and_grey_has_no_colour() -> None:
 
 @pytest.mark.parametrize("judge", [Sharpness(), Colourfulness()])
 def test_other_shapes_and_nan_are_refused(judge: Sharpness) -> None:
-    with pytest.raises(ValueError, match=r"sample 1 has the shape \(1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"sample 1 must be an image \(3, H, W\) .* got shape \(1, 8, 8\)"):
         judged(judge, ["", ""], [torch.rand(3, 8, 8), torch.rand(1, 8, 8)])
     with pytest.raises(ValueError, match="nan in row 0"):
         judged(judge, [""], [torch.full((3, 8, 8), float("nan"))])

@@ -76,7 +76,7 @@ def test_one_of_several_outputs_is_read_as_log_odds(tmp_path: Path) -> None:
     p = alone(folder, sentiment_tokenizer()(PROMPTS[0] + SAMPLES[0]).input_ids).double().softmax(0)[1]
     assert float(made) == pytest.approx(float(torch.log(p / (1 - p))), abs=1e-5)
     for label in (None, 3):
-        with pytest.raises(ValueError, match="3 outputs; give one of 0 to 2"):
+        with pytest.raises(ValueError, match="label must be 0 to 2 for the 3 outputs"):
             RewardModel(folder, label=label, device="cpu").score(PROMPTS, SAMPLES)
 
 
@@ -109,7 +109,7 @@ def test_implicit_reward_is_the_scaled_log_ratio(lora: bool, tmp_path: Path) -> 
     builder = tiny_lm(lora=lora)
     reference = None if lora else tiny_lm(config=QWEN2 | {"hidden_act": "gelu"})
     judge = ImplicitReward(builder, str(tmp_path), reference, beta=0.3, batch_size=2, device="cpu")
-    policy = judge._load()[0]
+    policy = judge.networks.policy
     for name, p in policy.named_parameters():
         p.requires_grad_(not lora or "lora_" in name)
     nudge(policy)

@@ -107,7 +107,7 @@ def test_the_trained_prompt_is_kept_to_the_letter() -> None:
 
 def test_words_that_begin_alike_are_refused(folder: Path) -> None:
     judge = VerbalisedRating(str(folder), words=["good", "great"], weights=[1.0, 0.0])
-    with pytest.raises(ValueError, match="begin with the sub-tokens"):
+    with pytest.raises(ValueError, match="begin with different sub-tokens"):
         judge.score([""], pictures()[:1])
-    with pytest.raises(ValueError, match="2 words and 1 weights"):
+    with pytest.raises(ValueError, match="weights must be 2 numbers, one per word, got"):
         VerbalisedRating(words=["good", "bad"], weights=[1.0])

@@ -23,7 +23,7 @@ CHAINS = [" not very", " cheap<eos> bad", " light light<eos> good hot"]
 def judge(folder: Path, answers: Any = ANSWERS, **options: Any) -> R3:
     sentiment_tokenizer().save_pretrained(folder)
     made = R3(tiny_lm(), str(folder), answers, end_of_thought="<eos>", batch_size=2, device="cpu", **options)
-    nudge(made._load()[0].requires_grad_(True), scale=0.6)
+    nudge(made.networks[0].requires_grad_(True), scale=0.6)
     return made
 
 
@@ -35,7 +35,7 @@ def rows_of(made: R3, question: str, chain: str) -> list[tuple[float, int]]:
     """(log-probability, rank) of the answer's tokens after a chain, from the logits of one row."""
     context, answer = ids(question) + ids(chain) + [2], ids(ANSWERS[question])
     with torch.no_grad():
-        logits = made._load()[0](input_ids=torch.tensor([context + answer])).logits[0].double()
+        logits = made.networks[0](input_ids=torch.tensor([context + answer])).logits[0].double()
     out = []
     for j, token in enumerate(answer):
         row = logits[len(context) + j - 1].tolist()
@@ -80,7 +80,7 @@ def test_answers_come_from_a_file(tmp_path: Path) -> None:
     expected = judged(judge(tmp_path), [FILM] * 3, CHAINS)
     assert torch.equal(judged(judge(tmp_path, str(file)), [FILM] * 3, CHAINS), expected)
     file.write_text('{"prompt": "a"}\n')
-    with pytest.raises(ValueError, match="line 1 lacks the columns prompt and answer"):
+    with pytest.raises(ValueError, match="row 1: fields 'prompt' and 'answer' must be"):
         R3(tiny_lm(), str(tmp_path), str(file)).score(["a"] * 2, ["b"] * 2)
 
 
@@ -105,7 +105,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
     made = judge(tmp_path)
     with pytest.raises(ValueError, match="group of at least two"):
         made.score([SOUP, FILM], CHAINS[:2])
-    with pytest.raises(ValueError, match="answers holds none for 'a review of the fan:'"):
+    with pytest.raises(ValueError, match=r"answers must hold .* got no answer for 'a review of the fan:'"):
         made.score(["a review of the fan:"] * 2, CHAINS[:2])
     with pytest.raises(ValueError, match="weights must be one of"):
         R3(tiny_lm(), "", {}, weights="sigma")
@@ -114,9 +114,9 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="least weight -1"):
         r3_scores(torch.zeros(2, 3), torch.zeros(3), -torch.ones(3))
     for options in ({"max_rank": 0.5}, {"max_rank": 2, "worst": 0.0}, {"max_rank": 2, "drop": 1.0}):
-        with pytest.raises(ValueError, match="max_rank >= 1"):
+        with pytest.raises(ValueError, match="must lie in"):
             r3_filter(made, {SOUP: CHAINS}, **options)
-    with pytest.raises(ValueError, match="has 1 chains"):
+    with pytest.raises(ValueError, match="at least two per question, got 1"):
         r3_filter(made, {SOUP: CHAINS[:1]}, max_rank=2)
 
 

@@ -70,7 +70,7 @@ def test_rules_are_plain_values() -> None:
         (lambda: NoRepeats(LengthJudge(1), n=0), "n must"),
         (lambda: NoRepeats(LengthJudge(1), times=1), "times"),
         (lambda: WeightedSum([]), "at least one judge"),
-        (lambda: WeightedSum([LengthJudge(1)], [1.0, 2.0]), "as many weights"),
+        (lambda: WeightedSum([LengthJudge(1)], [1.0, 2.0]), "weights must be 1 numbers, one per judge"),
         (lambda: scores(SentimentJudge(), ["good"]), "'q' is not about a topic"),
     ],
 )

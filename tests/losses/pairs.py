@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from pl_prefopt import losses
@@ -29,6 +30,12 @@ class Pair(NamedTuple):
     def __call__(self, chosen: Tensor, rejected: Tensor, **more: Any) -> Tensor:
         """The loss (B,) with the case's options."""
         return self.loss(chosen, rejected, **{**self.options, **more})
+
+
+def grid(values: list[float]) -> tuple[Tensor, Tensor]:
+    """All pairs of a chosen and a rejected value, float64."""
+    pairs = torch.tensor([[w, low] for w in values for low in values], dtype=torch.float64)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _f(divergence: str, rows: tuple[float, float, float]) -> Pair:

@@ -3,42 +3,60 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from mpmath import mp, mpf
 from torch import Tensor
 
 from pl_prefopt import losses
-from pl_prefopt.objectives import DPO, DSPO, DenoisingSFT, DiffusionKTO, LinearDPO, MaPO, Mixture, Objective
-from pl_prefopt.scores import PairScores
+from tests.losses.numerics import F64, check_derivatives, check_extremes, close, extremes
+from tests.losses.residuals import ERRORS, L, W
+from tests.oracles import formulas
 
-F64 = torch.float64
+torch.set_num_threads(1)
 mp.dps = 40
+Case = tuple[Callable[..., Tensor], int, list[int]]
+CASES: dict[str, Case] = {
+    "ddo": (partial(losses.ddo_loss, beta=0.1), 2, []),
+    "diffusion": (partial(losses.diffusion_dpo_loss, beta=3.0), 4, []),
+}  # fmt: skip
+"""Name -> (loss, number of arguments, arguments behind a stop-gradient)."""
 
 
-def residuals(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Prediction minus target: policy on winner and loser, reference on both; (B, C, h, w) float64."""
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(4, 5, 3, 2, 2, generator=g, dtype=F64).unbind(0)  # type: ignore[return-value]
+def test_diffusion_by_hand() -> None:
+    policy, reference = torch.tensor([0.3, 0.9], dtype=F64), torch.tensor([0.5, 0.4], dtype=F64)
+    close(losses.denoising_logratios(policy, reference), 0.1, -0.25, atol=1e-12)
+    # -10/2 [(.3 - .5) - (.4 - .4)] = 1
+    errors = [torch.tensor([v], dtype=F64) for v in (0.3, 0.5, 0.4, 0.4)]
+    close(losses.diffusion_dpo_loss(*errors, beta=10.0), math.log(1 + math.exp(-1)), atol=1e-12)
 
 
-def error(x: Tensor) -> Tensor:
-    return x.square().flatten(1).mean(1)
+def test_diffusion_identities() -> None:
+    g = torch.Generator().manual_seed(0)
+    w, low, rw, rl = (v.requires_grad_() for v in torch.rand(4, 6, generator=g, dtype=F64))
+    loss = losses.diffusion_dpo_loss(w, low, rw, rl, beta=200.0)
+    # the released code's form
+    inside = -0.5 * 200.0 * ((w - low) - (rw - rl))
+    torch.testing.assert_close(loss, -torch.nn.functional.logsigmoid(inside), atol=1e-12, rtol=0)
+    up, down = torch.autograd.grad(loss.sum(), [w, low])
+    assert (up > 0).all()
+    assert (down < 0).all()
+    same = losses.diffusion_dpo_loss(w, low, w, low)
+    torch.testing.assert_close(same, torch.full_like(same, math.log(2)), atol=1e-12, rtol=0)
 
 
-def scores_of(policy: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> PairScores:
-    """Scores as the image module makes them."""
-    own, other = (torch.stack([error(v) for v in pair], 1) for pair in (policy, reference))
-    products = torch.stack([(a * b).flatten(1).mean(1) for a, b in zip(policy, reference, strict=True)], 1)
-    return PairScores(logratios=(other - own) / 2, errors=own, ref_errors=other, outputs={"error_products": products})
-
-
-W, L, RW, RL = residuals()
-S = scores_of((W, L), (RW, RL))
-E = [error(x) for x in (W, L, RW, RL)]
+def test_ddo_by_hand() -> None:
+    real, fake = torch.tensor([1.0], dtype=F64), torch.tensor([-0.5], dtype=F64)
+    close(losses.ddo_loss(real, fake, alpha=2.0, beta=0.1), 0.644397 + 2 * 0.668460)
+    close(
+        losses.ddo_loss(real, fake, alpha=2.0, beta=0.1),
+        float(formulas.ddo(1, mpf(-0.5), alpha=2.0, beta=0.1)),
+        atol=1e-12,
+    )
 
 
 def test_mapo_to_forty_digits() -> None:
@@ -72,40 +90,15 @@ def test_kto_by_hand() -> None:
     assert found.tolist() == pytest.approx([2 * miss, 0.5 * miss], rel=1e-12)
 
 
-def test_kto_objective_shares_one_baseline() -> None:
-    gains = torch.stack([E[2] - E[0], E[3] - E[1]], 1)
-    z = max(0.0, float(gains.mean()))
-    expected = (1 - torch.sigmoid(3 * (gains[:, 0] - z))) + 0.25 * (1 - torch.sigmoid(-3 * (gains[:, 1] - z)))
-    torch.testing.assert_close(DiffusionKTO(3.0, undesirable_weight=0.25)(S), expected)
-    torch.testing.assert_close(DiffusionKTO(3.0).rewards(S), 3 * gains)
-    same = scores_of((W, L), (W, L))
-    torch.testing.assert_close(DiffusionKTO(3.0)(same), torch.ones(5, dtype=F64))
-
-
 def test_linear_dpo() -> None:
-    w, low, rw, rl = (e.clone().requires_grad_() for e in E)
+    w, low, rw, rl = (e.clone().requires_grad_() for e in ERRORS)
     found = losses.linear_dpo_loss(w, low, rw, rl, beta=2.0, eta=0.1)
-    weight = [min(max(0.2 * 2 * float((a - b) - (c - d)) + 0.5, 0.1), 0.9) for a, b, c, d in zip(*E, strict=True)]
+    weight = [min(max(0.2 * 2 * float((a - b) - (c - d)) + 0.5, 0.1), 0.9) for a, b, c, d in zip(*ERRORS, strict=True)]
     assert min(weight) < max(weight)
-    torch.testing.assert_close(found, torch.tensor(weight, dtype=F64) * (E[0] - E[1]))
+    torch.testing.assert_close(found, torch.tensor(weight, dtype=F64) * (ERRORS[0] - ERRORS[1]))
     gradient, *rest = torch.autograd.grad(found.sum(), [w, rw, rl], allow_unused=True)
     assert gradient.tolist() == pytest.approx(weight)
     assert rest == [None, None]
-
-
-def test_dspo_is_the_squared_norm_of_the_released_code() -> None:
-    w, low = W.clone().requires_grad_(), L.clone().requires_grad_()
-    beta = 0.7
-    inside = -0.5 * beta * ((error(w) - error(low)) - (error(RW) - error(RL)))
-    c = beta * (1 - torch.sigmoid(inside)).view(-1, 1, 1, 1)
-    expected = error(w - c * (w - RW))
-    found = DSPO(beta)(scores_of((w, low), (RW, RL)))
-    torch.testing.assert_close(found, expected)
-    for a, b in zip(
-        torch.autograd.grad(expected.sum(), [w, low]), torch.autograd.grad(found.sum(), [w, low]), strict=True
-    ):
-        torch.testing.assert_close(a, b)
-    torch.testing.assert_close(DSPO(beta)(scores_of((W, L), (W, L))), error(W))
 
 
 def test_safeguard_keeps_the_winner_from_rising() -> None:
@@ -122,34 +115,27 @@ def test_safeguard_keeps_the_winner_from_rising() -> None:
     assert float(losses.safeguard_factor(W, W * 0.01, mu=mu)) == 1.0
 
 
-def test_objectives_name_their_losses() -> None:
-    torch.testing.assert_close(DenoisingSFT()(S), E[0])
-    torch.testing.assert_close(MaPO(0.2, 0.7, 100)(S), losses.mapo_loss(E[0], E[1], beta=0.2, scale=0.7, steps=100))
-    torch.testing.assert_close(LinearDPO(3.0, 0.2)(S), losses.linear_dpo_loss(*E, beta=3.0, eta=0.2))
-    gap = MaPO().rewards(S).diff(dim=1).squeeze()
-    assert torch.equal(gap < 0, E[0] < E[1])
-    anchored = Mixture([DPO(50.0), DenoisingSFT()], [1.0, 0.5])
-    torch.testing.assert_close(anchored(S), losses.diffusion_dpo_loss(*E, beta=50.0) + 0.5 * E[0])
-    expected = -F.logsigmoid(-25.0 * ((E[0] - E[1]) - (E[2] - E[3]))) + 0.5 * E[0]
-    torch.testing.assert_close(anchored(S), expected)
+@pytest.mark.parametrize("name", CASES)
+def test_derivatives(name: str) -> None:
+    check_derivatives(*CASES[name])
 
 
-@pytest.mark.parametrize("objective", [DenoisingSFT(), MaPO(), DiffusionKTO(), LinearDPO(), DSPO()], ids=repr)
-def test_missing_errors_are_named(objective: Objective) -> None:
-    with pytest.raises(ValueError, match=r"needs scores\.(ref_)?(errors|outputs)"):
-        objective(PairScores(logratios=torch.zeros(2, 2)))
+@pytest.mark.parametrize("name", CASES)
+@extremes
+def test_finite_at_extremes(name: str, dtype: torch.dtype, extreme: float) -> None:
+    loss, count, *_ = CASES[name]
+    check_extremes(loss, count, dtype, extreme)
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
-        (lambda: losses.mapo_loss(E[0], E[1], scale=0), "scale must be"),
-        (lambda: losses.linear_dpo_loss(*E, eta=0.5), "eta must lie"),
+        (lambda: losses.mapo_loss(ERRORS[0], ERRORS[1], scale=0), "scale must be"),
+        (lambda: losses.linear_dpo_loss(*ERRORS, eta=0.5), "eta must lie"),
         (lambda: losses.safeguard_factor(W, L, mu=1.0), "mu must lie"),
-        (lambda: losses.diffusion_kto_loss(E[0], E[0], torch.tensor(0.0)), "desirable must be bool"),
-        (lambda: DiffusionKTO(desirable_weight=-1.0), "desirable_weight must lie"),
+        (lambda: losses.diffusion_kto_loss(ERRORS[0], ERRORS[0], torch.tensor(0.0)), "desirable must be bool"),
     ],
 )
-def test_refusals(call, said: str) -> None:  # noqa: ANN001
-    with pytest.raises(ValueError, match=said):
+def test_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         call()

@@ -1,30 +1,31 @@
-"""What judges of pictures share: batches of 8-bit pictures, checked arguments."""
+"""Batches of 8-bit images for the preprocessing of a network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pl_prefopt.utilities.dtypes import DTYPES
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @torch.no_grad()
 def in_batches(
-    score: Callable[[list[str], list[Any]], Tensor], conditions: Sequence[str], samples: Sequence[Tensor], size: int
+    score: Callable[[list[str], list[Image]], Tensor], conditions: Sequence[str], samples: Sequence[Tensor], size: int
 ) -> Tensor:
-    """(B,) float32 scores on the CPU, `size` pictures at a time, handed over as PIL pictures."""
+    """(B,) float32 scores on the CPU; `score` receives `size` captions and PIL images at a time."""
     parts = []
     for start in range(0, len(samples), size):
-        pictures = [as_picture(s, start + i) for i, s in enumerate(samples[start : start + size])]
-        parts.append(score(list(conditions[start : start + size]), pictures).float().cpu())
+        images = [pil_image(sample, start + i) for i, sample in enumerate(samples[start : start + size])]
+        parts.append(score(list(conditions[start : start + size]), images).float().cpu())
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
-def as_picture(sample: Tensor, row: int) -> Any:
-    """PIL picture of (3, H, W) in [0, 1], 8 bit.
+def pil_image(sample: Tensor, row: int) -> Image:
+    """8-bit PIL image of (3, H, W) in [0, 1].
 
     Raises:
         ValueError: another shape or range, or not finite.
@@ -32,32 +33,10 @@ def as_picture(sample: Tensor, row: int) -> Any:
     from PIL import Image
 
     if sample.dim() != 3 or sample.shape[0] != 3 or not bool(((sample >= 0) & (sample <= 1)).all()):
-        raise ValueError(f"sample {row} is {tuple(sample.shape)}; a picture is (3, H, W), finite, in [0, 1]")
+        raise ValueError(f"sample {row} must be an image (3, H, W), finite, in [0, 1], got {_described(sample)}")
     return Image.fromarray((sample.detach().float() * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
-def at_least_one(batch_size: int) -> int:
-    """The batch size.
-
-    Raises:
-        ValueError: below 1.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-    return batch_size
-
-
-def known_dtype(dtype: str) -> str:
-    """The name of a dtype.
-
-    Raises:
-        ValueError: an unknown one.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return dtype
-
-
-def device_or_gpu(device: str | None) -> str:
-    """The given device, or a GPU if there is one."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+def _described(sample: Tensor) -> str:
+    values = f" with values from {float(sample.min()):g} to {float(sample.max()):g}" if sample.numel() else ""
+    return f"{tuple(sample.shape)}{values}"

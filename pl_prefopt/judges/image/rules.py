@@ -1,4 +1,4 @@
-"""Exact, cheap measures of pictures (3, H, W) in [0, 1]; the condition plays no part."""
+"""Exact, cheap measures of images (3, H, W) in [0, 1]; the condition is ignored."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Sharpness(Judge):
     Noise raises it too.
 
     Raises:
-        ValueError: in `score`, a picture that is not (3, H, W) with H and W at least 3.
+        ValueError: in `score`, an image that is not (3, H, W) with H and W at least 3.
     """
 
     def score(self, conditions: Sequence[str], samples: Sequence[Tensor]) -> Tensor:
         """(B,) >= 0."""
-        return torch.stack([_sharpness(checked(s, i)) for i, s in enumerate(samples)])
+        return torch.stack([_sharpness(_checked(s, i)) for i, s in enumerate(samples)])
 
 
-def _sharpness(picture: Tensor) -> Tensor:
-    luma = 255 * (picture * picture.new_tensor(LUMA)[:, None, None]).sum(0)
+def _sharpness(image: Tensor) -> Tensor:
+    luma = 255 * (image * image.new_tensor(LUMA)[:, None, None]).sum(0)
     return F.conv2d(luma[None, None], luma.new_tensor(LAPLACIAN)[None, None]).var(correction=0)
 
 
@@ -39,28 +39,26 @@ class Colourfulness(Judge):
     rg = R - G, yb = (R + G)/2 - B; s standard deviations, m means over the pixels. 0 for grey, about 110 for vivid.
 
     Raises:
-        ValueError: in `score`, a picture that is not (3, H, W) with H and W at least 3.
+        ValueError: in `score`, an image that is not (3, H, W) with H and W at least 3.
     """
 
     def score(self, conditions: Sequence[str], samples: Sequence[Tensor]) -> Tensor:
         """(B,) >= 0."""
-        return torch.stack([_colourfulness(checked(s, i)) for i, s in enumerate(samples)])
+        return torch.stack([_colourfulness(_checked(s, i)) for i, s in enumerate(samples)])
 
 
-def _colourfulness(picture: Tensor) -> Tensor:
-    r, g, b = 255 * picture
-    pair = torch.stack([r - g, (r + g) / 2 - b]).flatten(1)
-    return pair.var(1, correction=0).sum().sqrt() + 0.3 * pair.mean(1).square().sum().sqrt()
+def _colourfulness(image: Tensor) -> Tensor:
+    r, g, b = 255 * image
+    opponents = torch.stack([r - g, (r + g) / 2 - b]).flatten(1)
+    return opponents.var(1, correction=0).sum().sqrt() + 0.3 * opponents.mean(1).square().sum().sqrt()
 
 
-def checked(picture: Tensor, row: int) -> Tensor:
-    """A picture in float64.
+def _checked(image: Tensor, row: int) -> Tensor:
+    """The image in float64.
 
     Raises:
         ValueError: another shape.
     """
-    if picture.dim() != 3 or picture.shape[0] != 3 or min(picture.shape[1:]) < 3:
-        raise ValueError(
-            f"sample {row} has the shape {tuple(picture.shape)}; a picture is (3, H, W) with H and W at least 3"
-        )
-    return picture.detach().double()
+    if image.dim() != 3 or image.shape[0] != 3 or min(image.shape[1:]) < 3:
+        raise ValueError(f"sample {row} must be an image (3, H, W) with H and W >= 3, got shape {tuple(image.shape)}")
+    return image.detach().double()

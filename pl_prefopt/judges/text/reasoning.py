@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,11 @@ from pl_prefopt.judges.base import Judge
 from pl_prefopt.judges.text.models import AnswerTokens, answer_tokens, condition_ids, plain_ids
 from pl_prefopt.logprobs.tokenizer_files import load_tokenizer
 from pl_prefopt.policies.base import PolicyBuilder
+from pl_prefopt.utilities.checks import choice, integer, within
+from pl_prefopt.utilities.devices import default_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 WEIGHTS = ("variance", "constant")
 
@@ -47,12 +54,13 @@ def r3_scores(logps: Tensor, masked: Tensor, weights: Tensor) -> Tensor:
     """
     if logps.dim() != 2 or masked.shape != logps.shape[1:] or weights.shape != masked.shape or (weights < 0).any():
         raise ValueError(
-            f"logps (G, T), masked (T,) and weights (T,) >= 0 are needed; got {tuple(logps.shape)}, "
+            f"logps, masked and weights must be (G, T), (T,) and (T,) >= 0, got {tuple(logps.shape)}, "
             f"{tuple(masked.shape)}, {tuple(weights.shape)} with least weight {weights.min().item():g}"
         )
     return ((logps.double() - masked.double()) * weights.double()).sum(1)
 
 
+@dataclass
 class R3(Judge):
     """Reasoning reflection reward of chains of thought, in nats; conditions are questions, samples are chains.
 
@@ -65,8 +73,8 @@ class R3(Judge):
         tokenizer: hub name or folder.
         answers: question -> reference answer, or the path of a JSONL file with columns `prompt` and `answer`.
         weights: "variance" (`r3_weights`) or "constant" (all 1: the plain log-likelihood gain).
-        end_of_thought: end of the chain; put behind a chain that lacks it.
-        masked: what stands in place of the chain.
+        end_of_thought: end of the chain; appended to a chain that lacks it.
+        masked: text that replaces the chain in the masked prompt.
         batch_size: rows per forward pass.
         device: where it runs; None: a GPU if there is one.
 
@@ -74,24 +82,18 @@ class R3(Judge):
         ValueError: an argument out of range; a question without answer; one chain only where weights need a group.
     """
 
-    def __init__(
-        self,
-        policy: PolicyBuilder,
-        tokenizer: str,
-        answers: str | dict[str, str],
-        weights: str = "variance",
-        end_of_thought: str = "</think>",
-        masked: str = "",
-        batch_size: int = 16,
-        device: str | None = None,
-    ) -> None:
-        if weights not in WEIGHTS or batch_size < 1:
-            raise ValueError(
-                f"weights must be one of {', '.join(WEIGHTS)} and batch_size >= 1, got {weights!r} and {batch_size}"
-            )
-        self.policy, self.tokenizer, self.answers, self.weights = policy, tokenizer, answers, weights
-        self.end_of_thought, self.masked, self.batch_size, self.device = end_of_thought, masked, batch_size, device
-        self._loaded: tuple[nn.Module, Any, dict[str, str]] | None = None
+    policy: PolicyBuilder
+    tokenizer: str
+    answers: str | dict[str, str]
+    weights: str = "variance"
+    end_of_thought: str = "</think>"
+    masked: str = ""
+    batch_size: int = 16
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        choice("weights", self.weights, WEIGHTS)
+        integer("batch_size", self.batch_size)
 
     def score(self, conditions: Sequence[str], samples: Sequence[str]) -> Tensor:
         """(B,) rewards; groups are the rows of equal condition."""
@@ -106,8 +108,8 @@ class R3(Judge):
     def _group_scores(self, question: str, chains: Sequence[str]) -> Tensor:
         if self.weights == "variance" and len(chains) < 2:
             raise ValueError(
-                f"{question[:60]!r} has one chain, but weights by variance need a group of at least two in one call; "
-                "sample more, or use weights: constant"
+                f"chains must be a group of at least two per question for weights 'variance', got one for "
+                f"{question[:60]!r}. Sample more, or set weights: constant"
             )
         tokens = self.group(question, chains)
         logps, masked = torch.stack([t.logps for t in tokens[:-1]]), tokens[-1].logps
@@ -116,28 +118,31 @@ class R3(Judge):
 
     def group(self, question: str, chains: Sequence[str], ranks: bool = False) -> list[AnswerTokens]:
         """Log-probabilities (and ranks) of the answer's tokens after each chain, and, last, after the masked one."""
-        policy, tokenizer, answers = self._load()
+        policy, tokenizer, answers = self.networks
         if question not in answers:
-            raise ValueError(
-                f"answers holds none for {question[:80]!r}; its questions must be the prompts, to the letter"
-            )
+            raise ValueError(f"answers must hold every prompt, letter by letter, got no answer for {question[:80]!r}")
         start, answer = condition_ids(tokenizer, question), plain_ids(tokenizer, answers[question])
         thoughts = [c.split(self.end_of_thought)[0] if self.end_of_thought else c for c in chains]
         texts = [thought + self.end_of_thought for thought in [*thoughts, self.masked]]
         prompts = [[*start, *plain_ids(tokenizer, text)] for text in texts]
         return answer_tokens(policy, prompts, [answer] * len(prompts), self.batch_size, ranks)
 
-    def _load(self) -> tuple[nn.Module, Any, dict[str, str]]:
-        if self._loaded is None:
-            answers = self.answers if isinstance(self.answers, dict) else _read_answers(Path(self.answers))
-            device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            policy = self.policy().requires_grad_(False).to(device)
-            self._loaded = policy, load_tokenizer(self.tokenizer), answers
-        return self._loaded
+    @cached_property
+    def networks(self) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, str]]:
+        """Policy, tokenizer and reference answers, loaded at the first call."""
+        answers = self.answers if isinstance(self.answers, dict) else _read_answers(Path(self.answers))
+        policy = self.policy().requires_grad_(False).to(default_device(self.device))
+        return policy, load_tokenizer(self.tokenizer), answers
 
 
 class Reachability(NamedTuple):
-    """What `r3_filter` found for a question: the least mean rank of its worst answer tokens, and max_j sigma_j."""
+    """Whether chains of thought can reach a question's answer.
+
+    Args:
+        rank: least mean rank, over chains, of the worst answer tokens.
+        spread: max_j sigma_j.
+        kept: whether `r3_filter` keeps the question.
+    """
 
     rank: float
     spread: float
@@ -163,27 +168,31 @@ def r3_filter(
     Raises:
         ValueError: an argument out of range, a question with fewer than two chains.
     """
-    if max_rank < 1 or not 0 < worst <= 1 or not 0 <= drop < 1:
-        raise ValueError(f"max_rank >= 1, 0 < worst <= 1, 0 <= drop < 1 are needed, got {max_rank}, {worst}, {drop}")
-    few = [q for q, c in chains.items() if len(c) < 2]
-    if few:
-        raise ValueError(f"{few[0][:80]!r} has {len(chains[few[0]])} chains; at least two are needed")
-    found = {}
+    within("max_rank", max_rank, 1.0, math.inf, open_high=True)
+    within("worst", worst, 0.0, 1.0, open_low=True)
+    within("drop", drop, 0.0, 1.0, open_high=True)
+    for question, group in chains.items():
+        if len(group) < 2:
+            raise ValueError(f"chains must hold at least two per question, got {len(group)} for {question[:80]!r}")
+    questions = {}
     for question, group in chains.items():
         tokens = judge.group(question, group, ranks=True)[:-1]
         count = math.ceil(worst * len(tokens[0].ranks))
         rank = min(float(t.ranks.double().topk(count).values.mean()) for t in tokens)
         spread = float(torch.stack([t.logps for t in tokens]).double().std(0, correction=0).max())
-        found[question] = Reachability(rank, spread, rank <= max_rank)
-    reached = sorted((q for q, r in found.items() if r.kept), key=lambda q: found[q].spread)
-    for question in reached[: int(drop * len(reached))]:
-        found[question] = found[question]._replace(kept=False)
-    return found
+        questions[question] = Reachability(rank, spread, rank <= max_rank)
+    reachable = sorted((q for q, r in questions.items() if r.kept), key=lambda q: questions[q].spread)
+    for question in reachable[: int(drop * len(reachable))]:
+        questions[question] = questions[question]._replace(kept=False)
+    return questions
 
 
 def _read_answers(path: Path) -> dict[str, str]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    lacking = [i for i, row in enumerate(rows, 1) if not {"prompt", "answer"} <= row.keys()]
-    if lacking or not rows:
-        raise ValueError(f"{path}: line {lacking[0] if lacking else 1} lacks the columns prompt and answer")
+    incomplete = [i for i, row in enumerate(rows, 1) if not {"prompt", "answer"} <= row.keys()]
+    if incomplete or not rows:
+        raise ValueError(
+            f"{path}, row {incomplete[0] if incomplete else 1}: fields 'prompt' and 'answer' must be there, got "
+            f"{', '.join(rows[incomplete[0] - 1]) if incomplete else 'no row'}"
+        )
     return {row["prompt"]: row["answer"] for row in rows}

@@ -1,19 +1,60 @@
-"""Target distributions of ADPO against their definitions."""
+"""Objectives on lists: columns, padding, and the target distributions of ADPO against their definitions."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from mpmath import erf, exp, mpf, sqrt
 
-from pl_prefopt.objectives import list_targets
+from pl_prefopt import losses
+from pl_prefopt.objectives import ADPO, IRPO, PlackettLuce, SoftmaxDPO, list_targets
+from tests.objectives.scores import R, W, scores
 from tests.oracles.formulas import silverman
 
 torch.set_num_threads(1)
 REWARDS = [0.3, 2.0, -1.0, 0.9, 0.3]
-ALL = torch.ones(1, 5, dtype=torch.bool)
+PROB = torch.tensor([0.9, 0.5, 0.2])
+
+
+def test_adpo_reads_soft_labels() -> None:
+    want = losses.adpo_pairwise_loss(W, R, beta=2.0, preference_prob=PROB)
+    torch.testing.assert_close(ADPO(0.5)(scores(preference_prob=PROB)), want)
+
+
+def test_lists() -> None:
+    relevance = torch.tensor([[3.0, 2, 0, 1], [1, 1, 0, 0], [2, 0, 0, 1]])
+    ranks = torch.tensor([[4.0, 3, 2, 1]]).expand(3, 4)
+    given = scores(4, relevance=relevance, ranks=ranks)
+    r = given.logratios
+    torch.testing.assert_close(
+        IRPO(0.7, "mean", "mean")(given),
+        losses.irpo_loss(r, relevance, ranks, beta=0.7, opponents="mean", items="mean"),
+    )
+    listed = scores(4, relevance=relevance)
+    natural = torch.arange(1.0, 5.0).expand(3, 4)
+    torch.testing.assert_close(IRPO()(listed), losses.irpo_loss(r, relevance, natural))
+    torch.testing.assert_close(PlackettLuce(0.7)(listed), losses.plackett_luce_loss(0.7 * r, relevance))
+    torch.testing.assert_close(SoftmaxDPO(0.7)(listed), losses.softmax_dpo_loss(r[:, 0], r[:, 1:], beta=0.7))
+    q = torch.softmax(relevance / 0.4, -1)
+    torch.testing.assert_close(ADPO(0.7, 0.4, "softmax")(listed), losses.adpo_listwise_loss(r, q, tau=0.7))
+    torch.testing.assert_close(ADPO(0.7)(scores(4, targets=q)), losses.adpo_listwise_loss(r, q, tau=0.7))
+
+
+def test_ragged_lists() -> None:
+    relevance = torch.tensor([[3.0, 2, 1, 9], [1, 1, 0, 9], [2, 0, 1, 9]])
+    mask = torch.tensor([[True, True, True, False]]).expand(3, 4)
+    ragged = replace(scores(4, relevance=relevance), mask=mask)
+    short = replace(ragged, logratios=ragged.logratios[:, :3], mask=None, columns={"relevance": relevance[:, :3]})
+    for objective in (
+        IRPO(),
+        PlackettLuce(),
+        SoftmaxDPO(),
+        *(ADPO(targets=t) for t in ("zscore", "softmax", "hard", "kde")),
+    ):
+        torch.testing.assert_close(objective(ragged), objective(short), atol=1e-6, rtol=1e-6)
 
 
 def targets(rewards: list[float], kind: str, beta_r: float = 0.5) -> list[float]:

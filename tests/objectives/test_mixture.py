@@ -47,20 +47,6 @@ def test_reduction(objective: Objective, want: list[float]) -> None:
     torch.testing.assert_close(objective.reduce_tokens(VALUES, MASK), torch.tensor([want]))
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_length_desensitized_log_ratios_vanish_where_policy_and_reference_agree(alpha: float) -> None:
-    objective, tokens = LDDPO(alpha=alpha), -torch.rand(3, 2, 7)
-    mask = torch.arange(7) < torch.tensor([[3, 7], [5, 5], [1, 2]])[..., None]
-    policy, reference = (objective.reduce_tokens(tokens * mask, mask) for _ in range(2))
-    assert (policy - reference == 0).all()
-
-
-def test_the_common_length_is_that_of_the_two_samples_in_the_loss() -> None:
-    values = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 0.0, 0.0], [7.0, 0.0, 0.0, 0.0]]])
-    pair = LDDPO(alpha=0.5).reduce_tokens(values, values > 0)[:, :2]
-    torch.testing.assert_close(pair, torch.tensor([[6.5, 11.0]]))
-
-
 class Twice(Objective):
     """Somebody's own objective with its own reduction."""
 

@@ -1,4 +1,4 @@
-"""PAMA against a solver of its convex problem, an explicit loop, and differences."""
+"""MODPO by hand and by formula; PAMA against a solver of its convex problem, an explicit loop, and differences."""
 
 from __future__ import annotations
 
@@ -13,10 +13,48 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from pl_prefopt import losses
-from pl_prefopt.objectives import PAMA
-from pl_prefopt.scores import PairScores
+from tests.losses.numerics import F64, L, W, check_derivatives, check_extremes, close, extremes
+from tests.losses.pairs import CHOSEN, REJECTED
+from tests.oracles import formulas
 
-F64 = torch.float64
+torch.set_num_threads(1)
+M_W, M_L = torch.tensor([[0.2], [-0.1], [0.3]], dtype=F64), torch.tensor([[-0.2], [0.4], [0.1]], dtype=F64)
+
+
+def _modpo(chosen: Tensor, rejected: Tensor, m_w: Tensor, m_l: Tensor) -> Tensor:
+    return losses.modpo_loss(chosen, rejected, m_w[:, None], m_l[:, None], weights=torch.tensor([0.5, 0.5]))
+
+
+def test_modpo_by_hand() -> None:
+    # R_w - R_l = 2 [x - (m_w - m_l)/2] = .3 - .4, -.3 + .5, .4 - .2
+    out = losses.modpo_loss(W, L, M_W, M_L, weights=torch.tensor([0.5, 0.5]), beta=0.1)
+    close(out, 0.744397, 0.598139, 0.598139)
+
+
+def test_modpo_with_three_objectives() -> None:
+    g = torch.Generator().manual_seed(0)
+    m_w, m_l = torch.randn(2, 3, 2, generator=g, dtype=F64)
+    weights = [0.5, 0.2, 0.3]
+    rows = zip(CHOSEN, REJECTED, m_w.tolist(), m_l.tolist(), strict=True)
+    want = [float(formulas.modpo(*row, weights=weights, beta=0.1)) for row in rows]
+    close(losses.modpo_loss(W, L, m_w, m_l, weights=torch.tensor(weights, dtype=F64), beta=0.1), *want, atol=1e-12)
+    moved = losses.modpo_loss(W, L, m_w + 3, m_l + 3, weights=torch.tensor(weights, dtype=F64), beta=0.1)
+    close(moved, *want, atol=1e-12)
+
+
+def test_modpo_with_one_weight_is_dpo() -> None:
+    none = torch.zeros(3, 0, dtype=F64)
+    out = losses.modpo_loss(W, L, none, none, weights=torch.ones(1), beta=0.1)
+    torch.testing.assert_close(out, losses.dpo_loss(W, L), atol=1e-12, rtol=0)
+
+
+def test_derivatives_of_modpo() -> None:
+    check_derivatives(_modpo, 4)
+
+
+@extremes
+def test_modpo_is_finite_at_extremes(dtype: torch.dtype, extreme: float) -> None:
+    check_extremes(_modpo, 4, dtype, extreme)
 
 
 def example(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -25,7 +63,7 @@ def example(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("shift", [-2.0, 0.0, 2.0])
-def test_the_scale_is_the_least_convex_combination(shift: float) -> None:
+def test_the_pama_scale_is_the_least_convex_combination(shift: float) -> None:
     for values in torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=F64) + shift:
         a = values.numpy()
         solved = minimize(
@@ -35,7 +73,7 @@ def test_the_scale_is_the_least_convex_combination(shift: float) -> None:
         assert float(losses.pama_scale(values)) == pytest.approx(float(solved.x @ a), abs=1e-5)
 
 
-def test_the_scale_by_hand() -> None:
+def test_the_pama_scale_by_hand() -> None:
     rows = torch.tensor([[0.5, 2.0], [-0.5, 2.0], [-0.5, -2.0], [0.0, 3.0]])
     assert losses.pama_scale(rows).tolist() == [0.5, 0.0, -0.5, 0.0]
 
@@ -57,14 +95,14 @@ def by_loops(r: Tensor, a: Tensor, clip: float, scale: str, mask: Tensor) -> lis
 
 
 @pytest.mark.parametrize("scale", ["term", "batch"])
-def test_the_loss_by_loops(scale: str) -> None:
+def test_pama_by_loops(scale: str) -> None:
     r, a = example()
     mask = torch.arange(5) < torch.tensor([[5], [3], [4], [1]])
     found = losses.pama_loss(r, a.masked_fill(~mask[..., None], math.nan), clip=0.3, scale=scale, mask=mask)
     torch.testing.assert_close(found, torch.tensor(by_loops(r, a, 0.3, scale, mask), dtype=F64), atol=1e-12, rtol=0)
 
 
-def test_one_objective_is_noon_ppo() -> None:
+def test_pama_with_one_objective_is_noon_ppo() -> None:
     r, a = example()
     u = r.exp()
     gain = a[..., :1].clamp(min=0)[..., 0]
@@ -73,14 +111,14 @@ def test_one_objective_is_noon_ppo() -> None:
 
 
 @pytest.mark.parametrize("scale", ["term", "batch"])
-def test_derivatives(scale: str) -> None:
+def test_derivatives_of_pama(scale: str) -> None:
     r, a = example(2)
     assert torch.autograd.gradcheck(lambda x: losses.pama_loss(x, a, scale=scale), r.requires_grad_())
     assert torch.autograd.gradgradcheck(lambda x: losses.pama_loss(x, a, scale=scale), r)
 
 
-@pytest.mark.parametrize(("dtype", "extreme"), [(torch.float32, 1e4), (torch.bfloat16, 500.0)], ids=["fp32", "bf16"])
-def test_finite_at_extremes(dtype: torch.dtype, extreme: float) -> None:
+@extremes
+def test_pama_is_finite_at_extremes(dtype: torch.dtype, extreme: float) -> None:
     r = torch.tensor([[extreme, -extreme, 0.0]], dtype=dtype, requires_grad=True)
     out = losses.pama_loss(r, torch.ones(1, 3, 2, dtype=dtype))
     assert out.dtype == torch.float32
@@ -90,29 +128,12 @@ def test_finite_at_extremes(dtype: torch.dtype, extreme: float) -> None:
     assert torch.isfinite(gradient).all()
 
 
-def test_only_samples_that_are_better_by_every_objective_are_raised() -> None:
-    """In the first list two samples exceed both means; in the second the objectives disagree about every sample."""
-    margins = torch.tensor([[[3.0, 2.5], [2.5, 3.0], [1.0, 1.0]], [[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]]])
-    r = torch.zeros(2, 3, requires_grad=True)
-    (gradient,) = torch.autograd.grad(PAMA()(PairScores(logratios=r, columns={"margins": margins})).sum(), r)
-    assert (gradient < 0).tolist() == [[True, True, False], [False, False, False]]
-    scaled = PAMA()(PairScores(logratios=r, columns={"margins": margins * torch.tensor([1.0, 100.0])}))
-    torch.testing.assert_close(scaled, PAMA()(PairScores(logratios=r, columns={"margins": margins})))
-
-
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: losses.pama_scale(torch.zeros(3, 0)), r"advantages must be \(..., M\) with M >= 1, got shape \(3, 0\)"),
     (lambda: losses.pama_scale(torch.tensor([math.nan])), r"advantages must be finite, got nan"),
     (lambda: losses.pama_loss(torch.zeros(2, 3), torch.zeros(2, 3)), r"advantages must be \(2, 3, M\), got shape"),
     (lambda: losses.pama_loss(*example(), clip=0.0), r"clip must be a finite number > 0, got 0.0"),
     (lambda: losses.pama_loss(*example(), scale="token"), r"scale must be one of term, batch, got 'token'"),
-    (lambda: PAMA(clip=-1.0), r"clip must be a finite number > 0, got -1.0"),
-    (lambda: PAMA(scale="token"), r"scale must be one of term, batch"),
-    (lambda: PAMA()(PairScores(torch.zeros(1, 2))), r"PAMA needs the data column 'margins'"),
-    (
-        lambda: PAMA()(PairScores(torch.zeros(1, 1), columns={"margins": torch.zeros(1, 1, 2)})),
-        r"list_mask: rows \[0\] hold fewer than 2 items",
-    ),
 ]
 
 
