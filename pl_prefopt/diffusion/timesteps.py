@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class TimestepSampler(Configurable):
         """
 
 
+@dataclass
 class Uniform(TimestepSampler):
     """u ~ U[low, high), the official choice.
 
@@ -35,17 +37,19 @@ class Uniform(TimestepSampler):
         high: in (low, 1].
     """
 
-    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"low and high must satisfy 0 <= low < high <= 1, got low={low}, high={high}")
-        self.low = low
-        self.high = high
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 1:
+            raise ValueError(f"low and high must satisfy 0 <= low < high <= 1, got low={self.low}, high={self.high}")
 
     def draw(self, generator: torch.Generator, turn: int, steps: int, count: int = 1) -> Tensor:
         """Uniform."""
         return self.low + (self.high - self.low) * _uniform(generator, count)
 
 
+@dataclass
 class LogitNormal(TimestepSampler):
     """u = sigmoid(mean + std z), z ~ N(0, 1): the usual choice for flow matching (SD3, 2403.03206).
 
@@ -54,11 +58,12 @@ class LogitNormal(TimestepSampler):
         std: scale, > 0.
     """
 
-    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        if not 0 < std < math.inf:
-            raise ValueError(f"std must be a finite number > 0, got {std}")
-        self.mean = mean
-        self.std = std
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.std < math.inf:
+            raise ValueError(f"std must be a finite number > 0, got {self.std}")
 
     def draw(self, generator: torch.Generator, turn: int, steps: int, count: int = 1) -> Tensor:
         """Logit-normal."""
@@ -66,6 +71,7 @@ class LogitNormal(TimestepSampler):
         return torch.sigmoid(self.mean + self.std * z).clamp(max=1 - 1e-6)
 
 
+@dataclass
 class Turbo(TimestepSampler):
     """t = 250 k + 249, k ~ U{0, 1, 2, 3}: the four timesteps of SDXL-Turbo (2311.12908, released code).
 
@@ -73,10 +79,11 @@ class Turbo(TimestepSampler):
         count: number of timesteps, equally spaced, each the last of its part.
     """
 
-    def __init__(self, count: int = 4) -> None:
-        if count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
-        self.count = count
+    count: int = 4
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
 
     def draw(self, generator: torch.Generator, turn: int, steps: int, count: int = 1) -> Tensor:
         """One of the last timesteps of `count` equal parts."""
@@ -85,6 +92,7 @@ class Turbo(TimestepSampler):
         return (part * k + part - 0.5) / steps
 
 
+@dataclass
 class RoundRobin(TimestepSampler):
     """A list of timesteps, one optimizer step each, in turn; evaluation takes them in turn over rows.
 
@@ -92,10 +100,11 @@ class RoundRobin(TimestepSampler):
         values: timesteps in [0, steps), e.g. [801, 694, 548, 338] for flow matching (SimpleTuner).
     """
 
-    def __init__(self, values: list[int]) -> None:
-        if not values or any(v < 0 for v in values):
-            raise ValueError(f"values must hold at least one timestep >= 0, got {values}")
-        self.values = values
+    values: list[int]
+
+    def __post_init__(self) -> None:
+        if not self.values or any(v < 0 for v in self.values):
+            raise ValueError(f"values must hold at least one timestep >= 0, got {self.values}")
 
     def draw(self, generator: torch.Generator, turn: int, steps: int, count: int = 1) -> Tensor:
         """The timestep whose turn it is.
@@ -117,6 +126,7 @@ class Weighting(Configurable):
         """(B,) >= 0, finite."""
 
 
+@dataclass
 class MinSNR(Weighting):
     """min(SNR, gamma) times the error in x0 (Hang et al. 2023, 2303.09556), whatever the network predicts.
 
@@ -126,10 +136,11 @@ class MinSNR(Weighting):
         gamma: > 0; 5 in the paper.
     """
 
-    def __init__(self, gamma: float = 5.0) -> None:
-        if not 0 < gamma < math.inf:
-            raise ValueError(f"gamma must be a finite number > 0, got {gamma}")
-        self.gamma = gamma
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gamma < math.inf:
+            raise ValueError(f"gamma must be a finite number > 0, got {self.gamma}")
 
     def weights(self, process: Process, t: Tensor) -> Tensor:
         """(B,)."""

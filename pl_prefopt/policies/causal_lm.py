@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@dataclass
 class CausalLM(PolicyBuilder):
     """A transformers causal language model, loaded by name or built from its configuration.
 
@@ -49,44 +51,33 @@ class CausalLM(PolicyBuilder):
     settings: ClassVar[dict[str, Any]] = {}
     """What its configuration must say."""
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        config: dict[str, Any] | None = None,
-        revision: str | None = None,
-        dtype: str = "float32",
-        attention: str | None = None,
-        lora: dict[str, Any] | None = None,
-        adapter: str | None = None,
-        quantization: dict[str, Any] | None = None,
-        dropout: bool = False,
-        gradient_checkpointing: bool = False,
-        trust_remote_code: bool = False,
-        seed: int = 0,
-    ) -> None:
-        if (pretrained is None) == (config is None):
+    pretrained: str | None = None
+    config: dict[str, Any] | None = None
+    revision: str | None = None
+    dtype: str = "float32"
+    attention: str | None = None
+    lora: dict[str, Any] | None = None
+    adapter: str | None = None
+    quantization: dict[str, Any] | None = None
+    dropout: bool = False
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.pretrained is None) == (self.config is None):
             raise ValueError(
                 f"give exactly one of pretrained (a name or folder) and config (a dict with model_type); got "
-                f"pretrained={pretrained!r}, config={config!r}"
+                f"pretrained={self.pretrained!r}, config={self.config!r}"
             )
-        dtype_named(dtype)
-        if config is not None and "model_type" not in config:
-            raise ValueError(f"config needs a model_type such as 'qwen2', 'llama' or 'gpt2'; got keys {sorted(config)}")
-        if lora is not None and adapter is not None:
+        dtype_named(self.dtype)
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError(
+                f"config needs a model_type such as 'qwen2', 'llama' or 'gpt2'; got keys {sorted(self.config)}"
+            )
+        if self.lora is not None and self.adapter is not None:
             raise ValueError("give lora (a new adapter) or adapter (a trained one), not both")
-        check_lora(lora)
-        self.pretrained = pretrained
-        self.config = config
-        self.revision = revision
-        self.dtype = dtype
-        self.attention = attention
-        self.lora = lora
-        self.adapter = adapter
-        self.quantization = quantization
-        self.dropout = dropout
-        self.gradient_checkpointing = gradient_checkpointing
-        self.trust_remote_code = trust_remote_code
-        self.seed = seed
+        check_lora(self.lora)
 
     def family(self) -> TokenFamily[Any]:
         """How the network is called."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pl_prefopt.diffusion.families import Family
 
 
+@dataclass
 class Diffusion(PolicyBuilder):
     """The UNet or transformer of a text-to-image pipeline: SD 1.5, SD 2, SDXL, SD3/3.5, Flux.
 
@@ -39,38 +41,27 @@ class Diffusion(PolicyBuilder):
         ValueError: both or neither of `pretrained` and `tiny`, an unknown name, dtype or adapter option.
     """
 
-    def __init__(
-        self,
-        pretrained: str | None = None,
-        tiny: str | None = None,
-        revision: str | None = None,
-        variant: str | None = None,
-        dtype: str = "float32",
-        lora: dict[str, Any] | None = None,
-        adapter: str | None = None,
-        prediction_type: str | None = None,
-        gradient_checkpointing: bool = False,
-        seed: int = 0,
-    ) -> None:
-        if (pretrained is None) == (tiny is None):
+    pretrained: str | None = None
+    tiny: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    dtype: str = "float32"
+    lora: dict[str, Any] | None = None
+    adapter: str | None = None
+    prediction_type: str | None = None
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.pretrained is None) == (self.tiny is None):
             raise ValueError(
                 f"give exactly one of pretrained (a name or folder) and tiny (e.g. 'sd'); got "
-                f"pretrained={pretrained!r}, tiny={tiny!r}"
+                f"pretrained={self.pretrained!r}, tiny={self.tiny!r}"
             )
-        dtype_named(dtype)
-        if lora is not None and adapter is not None:
+        dtype_named(self.dtype)
+        if self.lora is not None and self.adapter is not None:
             raise ValueError("give lora (a new adapter) or adapter (a trained one), not both")
-        check_lora(lora)
-        self.pretrained = pretrained
-        self.tiny = tiny
-        self.revision = revision
-        self.variant = variant
-        self.dtype = dtype
-        self.lora = lora
-        self.adapter = adapter
-        self.prediction_type = prediction_type
-        self.gradient_checkpointing = gradient_checkpointing
-        self.seed = seed
+        check_lora(self.lora)
 
     def source(self) -> Source:
         """Where the components come from.

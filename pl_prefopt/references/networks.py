@@ -9,6 +9,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -146,6 +147,7 @@ class FrozenCopy(Reference):
         return _FrozenCopyNetwork(policy)
 
 
+@dataclass
 class FrozenModel(Reference):
     """Another network than the policy's start, e.g. a stronger model or an earlier stage, frozen.
 
@@ -153,8 +155,7 @@ class FrozenModel(Reference):
         model: its builder; vocabulary and kind of input must be the policy's.
     """
 
-    def __init__(self, model: PolicyBuilder) -> None:
-        self.model = model
+    model: PolicyBuilder
 
     def build(self, policy: nn.Module) -> ReferenceNetwork:
         """Build the network and compare its vocabulary with the policy's.
@@ -181,6 +182,7 @@ class AdapterOff(Reference):
         return _AdapterOffNetwork()
 
 
+@dataclass
 class AdapterCopy(Reference):
     """A second, frozen adapter on the same base: starts equal to the policy's adapter and can move with it.
 
@@ -188,8 +190,7 @@ class AdapterCopy(Reference):
         source: name of the policy's adapter.
     """
 
-    def __init__(self, source: str = "default") -> None:
-        self.source = source
+    source: str = "default"
 
     def build(self, policy: nn.Module) -> ReferenceNetwork:
         """Add the frozen adapter."""
@@ -198,6 +199,7 @@ class AdapterCopy(Reference):
         return _AdapterCopyNetwork(self.source)
 
 
+@dataclass
 class CachedReference(Reference):
     """Reference log-probabilities computed once, kept on disk, and refused when they belong to anything else.
 
@@ -211,12 +213,13 @@ class CachedReference(Reference):
             batches are not rows of a cached split.
     """
 
-    def __init__(self, path: str, inner: Reference | None = None) -> None:
-        self.path = path
-        self.inner = inner if inner is not None else AutoReference()
+    path: str
+    inner: Reference = field(default_factory=AutoReference)
+
+    def __post_init__(self) -> None:
         if isinstance(self.inner, (CachedReference, NoReference, AdapterCopy)):
             raise ValueError(
-                f"CachedReference.inner must be AutoReference, FrozenCopy or AdapterOff, got {self.inner!r}"
+                f"inner must be AutoReference, FrozenCopy, FrozenModel or AdapterOff, got {self.inner!r}"
             )
 
     def build(self, policy: nn.Module) -> ReferenceNetwork:

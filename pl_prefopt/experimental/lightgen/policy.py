@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ SIZES: dict[str, dict[str, int]] = {
 TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]
 
 
+@dataclass
 class MaskedAutoregressivePolicy(PolicyBuilder):
     """LightGen's kind of model (2503.08619): an encoder over visible tokens, a decoder over all, a head that denoises.
 
@@ -50,44 +52,34 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
         ValueError: both or neither of `pretrained` and `config`, an unknown size, dtype or adapter option.
     """
 
-    def __init__(
-        self,
-        encoders: Diffusion,
-        pretrained: str | None = None,
-        config: str | dict[str, Any] | None = None,
-        lora: dict[str, Any] | None = None,
-        dtype: str = "float32",
-        repeats: int = 4,
-        text_drop: float = 0.1,
-        clip: float | None = None,
-        iterations: int = 64,
-        gradient_checkpointing: bool = False,
-        seed: int = 0,
-    ) -> None:
-        if (pretrained is None) == (config is None):
+    encoders: Diffusion
+    pretrained: str | None = None
+    config: str | dict[str, Any] | None = None
+    lora: dict[str, Any] | None = None
+    dtype: str = "float32"
+    repeats: int = 4
+    text_drop: float = 0.1
+    clip: float | None = None
+    iterations: int = 64
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.pretrained is None) == (self.config is None):
             raise ValueError(
                 f"give exactly one of pretrained (a folder) and config (a size or a dict); got pretrained="
-                f"{pretrained!r}, config={config!r}"
+                f"{self.pretrained!r}, config={self.config!r}"
             )
-        if isinstance(config, str) and config not in SIZES:
-            raise ValueError(f"config must be one of {', '.join(SIZES)} or a dict of sizes, got {config!r}")
-        dtype_named(dtype)
-        if min(repeats, iterations) < 1 or not 0 <= text_drop <= 1:
+        if isinstance(self.config, str) and self.config not in SIZES:
+            raise ValueError(f"config must be one of {', '.join(SIZES)} or a dict of sizes, got {self.config!r}")
+        dtype_named(self.dtype)
+        if min(self.repeats, self.iterations) < 1 or not 0 <= self.text_drop <= 1:
             raise ValueError(
-                f"repeats and iterations must be >= 1 and text_drop in [0, 1], got {repeats}, {iterations}, {text_drop}"
+                f"repeats and iterations must be >= 1 and text_drop in [0, 1], got {self.repeats}, {self.iterations}, "
+                f"{self.text_drop}"
             )
-        check_lora(lora)
-        self.encoders = from_config(encoders, Diffusion)
-        self.pretrained = pretrained
-        self.config = config
-        self.lora = lora
-        self.dtype = dtype
-        self.repeats = repeats
-        self.text_drop = text_drop
-        self.clip = clip
-        self.iterations = iterations
-        self.gradient_checkpointing = gradient_checkpointing
-        self.seed = seed
+        check_lora(self.lora)
+        self.encoders = from_config(self.encoders, Diffusion)
 
     def __call__(self) -> nn.Module:
         """Build the network; the global random state is left as it was."""
