@@ -208,6 +208,11 @@ def run_ours(folder: Path, steps: int, checkpointing: bool) -> dict[str, Any]:
     """This library's module and datamodule under a plain Lightning Trainer."""
     import lightning.pytorch as pl
 
+    if library := os.environ.get("BENCHMARK_LIBRARY"):
+        sys.path.insert(0, library)
+    import pl_prefopt
+
+    assert library is None or pl_prefopt.__file__.startswith(library), "the other checkout must be the one measured"
     from pl_prefopt.datamodules import ImagePreferenceDataModule
     from pl_prefopt.modules import ImagePreferenceModule
     from pl_prefopt.policies import Diffusion
@@ -232,7 +237,7 @@ def run_ours(folder: Path, steps: int, checkpointing: bool) -> dict[str, Any]:
         crop="shared-random",
         flip=0.5,
         batch_size=PAIRS,
-        cache_dir=str(folder / "cache"),
+        cache_dir=str(folder / ("cache-before" if library else "cache")),
     )
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -288,6 +293,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--before", type=Path, help="another checkout of this project, measured beside this one")
     parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -296,24 +302,33 @@ def main() -> None:
         run = {"script": run_script, "ours": run_ours}[args.worker[0]]
         print("RESULT " + json.dumps(run(Path(args.worker[1]), args.steps, args.checkpointing)))
         return
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
+    entries = [(name, side, checkpointing, None) for name, (side, checkpointing) in CONTESTANTS.items()]
+    if args.before is not None:
+        entries += [
+            (f"{name}, before", side, c, args.before.resolve()) for name, side, c, _ in entries if side == "ours"
+        ]
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name, *_ in entries}
     with tempfile.TemporaryDirectory() as place:
         prepare(Path(place), args.steps)
         print(f"one part of the script's step, {PAIRS} pairs: {shares(Path(place))}", flush=True)
         for turn in range(args.rounds):
-            for name, (side, checkpointing) in CONTESTANTS.items():
-                results[name].append(launch(side, place, checkpointing, args))
+            for name, side, checkpointing, checkout in entries:
+                results[name].append(launch(side, place, checkpointing, args, checkout))
                 last = results[name][-1]
                 print(f"round {turn + 1}, {name}: {last['wall']:.2f} s wall, {last['cpu']:.2f} s CPU", flush=True)
     print_table(results, args)
 
 
-def launch(side: str, folder: str, checkpointing: bool, args: argparse.Namespace) -> dict[str, Any]:
-    """Run one contestant in a fresh process."""
+def launch(
+    side: str, folder: str, checkpointing: bool, args: argparse.Namespace, checkout: Path | None
+) -> dict[str, Any]:
+    """Run one contestant in a fresh process, with the library of another checkout where one is named."""
     command = [sys.executable, "-m", "benchmarks.speed.image_vs_diffusers", "--worker", side, folder]
     command += ["--steps", str(args.steps), "--threads", str(args.threads)]
     command += ["--checkpointing"] * checkpointing
-    env = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+    env = (
+        os.environ | {"OMP_NUM_THREADS": str(args.threads)} | ({"BENCHMARK_LIBRARY": str(checkout)} if checkout else {})
+    )
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
     if line is None:

@@ -1,11 +1,14 @@
-"""Seconds per pair and peak memory of text DPO: this library beside TRL, on the same weights, pairs and optimiser.
+"""Seconds per pair and peak memory of text DPO: this library beside TRL, on the same weights, pairs and optimizer.
 
-    python -m benchmarks.speed.text_vs_trl --rounds 3
+    python -m benchmarks.speed.text_vs_trl                       # both shapes, five rounds
+    python -m benchmarks.speed.text_vs_trl --shape head-heavy --short --before ../other-checkout
 
 Every contestant runs in a process of its own, one after the other, several rounds in turn, so that neither memory nor a
-busy machine favours one of them. Workload: a random Qwen2-shaped model of 4 layers x 256, vocabulary 32,000, prompts of
-about 140 and completions of about 80 tokens, 4 pairs a step, AdamW. Steps are timed after one warm-up step; making the
-reference cache (both sides) is not in the step time and is printed on its own.
+busy machine favours one of them. A random Qwen2-shaped model, 4 pairs a step, AdamW, in two shapes: head-heavy (4
+layers x 256, vocabulary 32,000, prompts of about 140 and completions of about 80 tokens), where the output layer
+dominates, and body-heavy (8 layers x 512, vocabulary 8,000, prompts of about 350 tokens). Steps are timed after one
+warm-up step; making the reference cache (both sides) is not in the step time. `--before` adds another checkout of this
+project.
 """
 
 from __future__ import annotations
@@ -21,10 +24,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VOCAB, PAIRS, LR = 32_000, 4, 1e-4
+PAIRS, LR = 4, 1e-4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A workload: sizes of the model, and tokens (least, most) of prompts and completions."""
+
+    layers: int
+    hidden: int
+    vocab: int
+    prompt: tuple[int, int]
+    completion: tuple[int, int] = (60, 100)
+
+
+SHAPES = {
+    "head-heavy": Shape(4, 256, 32_000, (120, 160)),
+    "body-heavy": Shape(8, 512, 8_000, (320, 380)),
+}
+SHORT = ("TRL 1.16, defaults", "pl_prefopt, defaults (shared prefix)", "pl_prefopt, shared prefix, cached reference")
 CONTESTANTS = {
     "TRL 1.16, defaults": ("trl", {"gradient_checkpointing": True}),
     "TRL 1.16, no checkpointing": ("trl", {"gradient_checkpointing": False}),
@@ -39,25 +61,25 @@ CONTESTANTS = {
 }
 
 
-def prepare(folder: Path, steps: int, seed: int = 0) -> None:
+def prepare(folder: Path, shape: Shape, steps: int, seed: int = 0) -> None:
     """Write the model, a word-level tokenizer and the pairs."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
-    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, VOCAB)}
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, shape.vocab)}
     raw = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
     tokenizer.save_pretrained(folder / "tokenizer")
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=VOCAB,
-        hidden_size=256,
-        intermediate_size=1024,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=4 * shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.hidden // 64,
+        num_key_value_heads=shape.hidden // 64,
         max_position_embeddings=1024,
         pad_token_id=0,
         eos_token_id=1,
@@ -67,11 +89,12 @@ def prepare(folder: Path, steps: int, seed: int = 0) -> None:
     rng = random.Random(seed)
 
     def text(low: int, high: int) -> str:
-        return " ".join(f"w{rng.randrange(3, VOCAB)}" for _ in range(rng.randint(low, high)))
+        return " ".join(f"w{rng.randrange(3, shape.vocab)}" for _ in range(rng.randint(low, high)))
 
     with (folder / "pairs.jsonl").open("w") as out:
         for _ in range(PAIRS * (steps + 1)):
-            row = {"prompt": text(120, 160), "chosen": " " + text(60, 100), "rejected": " " + text(60, 100)}
+            chosen, rejected = (" " + text(*shape.completion) for _ in range(2))
+            row = {"prompt": text(*shape.prompt), "chosen": chosen, "rejected": rejected}
             out.write(json.dumps(row) + "\n")
 
 
@@ -172,6 +195,11 @@ def run_ours(folder: Path, steps: int, options: dict[str, Any]) -> dict[str, Any
     import lightning.pytorch as pl
     import torch
 
+    if library := os.environ.get("BENCHMARK_LIBRARY"):
+        sys.path.insert(0, library)
+    import pl_prefopt
+
+    assert library is None or pl_prefopt.__file__.startswith(library), "the other checkout must be the one measured"
     from pl_prefopt.datamodules import TextPreferenceDataModule
     from pl_prefopt.modules import TextPreferenceModule
     from pl_prefopt.policies import CausalLM
@@ -186,8 +214,8 @@ def run_ours(folder: Path, steps: int, options: dict[str, Any]) -> dict[str, Any
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
             clock.stop(float(outputs["loss"]))
 
-    options = dict(options)
-    reference = CachedReference(str(folder / "reference")) if options.pop("cache", False) else AutoReference()
+    options, caches = dict(options), Path(os.environ["BENCHMARK_CACHES"])
+    reference = CachedReference(str(caches / "reference")) if options.pop("cache", False) else AutoReference()
     begun = time.perf_counter()
     module = TextPreferenceModule(
         CausalLM(pretrained=str(folder / "model")),
@@ -201,7 +229,7 @@ def run_ours(folder: Path, steps: int, options: dict[str, Any]) -> dict[str, Any
         batch_size=PAIRS,
         length_buckets=False,
         shuffle=False,
-        cache_dir=str(folder / "data"),
+        cache_dir=str(caches / "data"),
     )
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -240,8 +268,11 @@ def machine() -> str:
 def main() -> None:
     """Run all contestants in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=6, help="timed steps per run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per run")
+    parser.add_argument("--shape", choices=[*SHAPES, "all"], default="all")
+    parser.add_argument("--short", action="store_true", help="only the defaults of both sides and the cached reference")
+    parser.add_argument("--before", type=Path, help="another checkout of this project, measured beside this one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -249,22 +280,36 @@ def main() -> None:
     if args.worker:
         worker(args.worker, args.folder, args.steps, args.threads)
         return
+    for name in SHAPES if args.shape == "all" else (args.shape,):
+        compare(name, args)
+
+
+def compare(shape: str, args: argparse.Namespace) -> None:
+    """All contestants on one shape."""
+    names = list(SHORT if args.short else CONTESTANTS)
+    entries = [(name, name, None) for name in names]
+    if args.before is not None:
+        entries += [(f"{name}, before", name, args.before.resolve()) for name in names if name.startswith("pl_prefopt")]
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)
-        prepare(folder, args.steps)
-        results: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
+        prepare(folder, SHAPES[shape], args.steps)
+        results: dict[str, list[dict[str, Any]]] = {label: [] for label, _, _ in entries}
         for turn in range(args.rounds):
-            for name in CONTESTANTS:
-                results[name].append(launch(name, folder, args))
-                print(f"round {turn + 1}, {name}: {results[name][-1]['seconds_per_pair']:.3f} s/pair", flush=True)
+            for label, name, checkout in entries:
+                results[label].append(launch(name, folder, args, checkout))
+                seconds = results[label][-1]["seconds_per_pair"]
+                print(f"{shape}, round {turn + 1}, {label}: {seconds:.3f} s/pair", flush=True)
+    print(f"\n{shape}: {SHAPES[shape]}")
     print_table(results, args)
 
 
-def launch(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Run one contestant in a child process."""
+def launch(name: str, folder: Path, args: argparse.Namespace, checkout: Path | None) -> dict[str, Any]:
+    """Run one contestant in a child process, with the library of another checkout where one is named."""
     command = [sys.executable, "-m", "benchmarks.speed.text_vs_trl", "--worker", name, "--folder", str(folder)]
     command += ["--steps", str(args.steps), "--threads", str(args.threads)]
+    caches = folder / ("before" if checkout else "now")
     env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env |= {"BENCHMARK_CACHES": str(caches)} | ({"BENCHMARK_LIBRARY": str(checkout)} if checkout else {})
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
