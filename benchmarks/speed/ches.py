@@ -23,7 +23,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from benchmarks.speed.text_vs_trl import prepare
+from benchmarks.speed.text_vs_trl import SHAPES, prepare
 from pl_prefopt.callbacks import CHESFilter
 from pl_prefopt.datamodules import PretrainedTokenizer, TextPreferenceDataModule
 from pl_prefopt.modules import TextPreferenceModule
@@ -52,7 +52,7 @@ def forward(module: Any, data: Any, size: int, *, head: bool) -> None:
 
 def measure(folder: Path, pairs: int, rounds: int, size: int) -> dict[str, list[float]]:
     """Seconds of each way, by round."""
-    prepare(folder, steps=max(1, pairs // 4 - 1))
+    prepare(folder, SHAPES["head-heavy"], steps=max(1, pairs // 4 - 1))
     module = TextPreferenceModule(CausalLM(str(folder / "model")))
     module.configure_model()
     module.eval()
