@@ -1,4 +1,4 @@
-"""Preference optimisation for any modality, on stock PyTorch Lightning.
+"""Preference optimization for any modality, on stock PyTorch Lightning.
 
 Sub-packages are imported when they are used: `import pl_prefopt` costs nothing, `pl_prefopt.losses` needs only torch.
 """

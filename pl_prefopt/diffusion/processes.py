@@ -57,7 +57,7 @@ class Process(ABC):
 
         Args:
             steps: >= 1.
-            positions: tokens of a picture, for schedules that depend on it.
+            positions: tokens of a sample, for schedules that depend on it.
         """
 
 
@@ -136,9 +136,9 @@ class VariancePreserving(Process):
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         options = {"prediction_type": self.prediction, "timestep_spacing": "trailing"}
-        made: Any = DDIMScheduler.from_config(self.scheduler.config, **options)
-        made.set_timesteps(steps)
-        return made, made.timesteps
+        scheduler: Any = DDIMScheduler.from_config(self.scheduler.config, **options)
+        scheduler.set_timesteps(steps)
+        return scheduler, scheduler.timesteps
 
 
 class Flow(Process):
@@ -191,8 +191,8 @@ class Flow(Process):
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
         config = self.scheduler.config
-        made: Any = type(self.scheduler).from_config(config)
+        scheduler: Any = type(self.scheduler).from_config(config)
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         shift = calculate_shift(positions, *(config[name] for name in names))
-        made.set_timesteps(steps, **({"mu": shift} if config.use_dynamic_shifting else {}))
-        return made, made.timesteps / self.steps
+        scheduler.set_timesteps(steps, **({"mu": shift} if config.use_dynamic_shifting else {}))
+        return scheduler, scheduler.timesteps / self.steps

@@ -1,4 +1,7 @@
-"""The output layer in blocks of positions and vocabulary, with an exact backward of its own.
+"""The output layer in blocks of positions and vocabulary, with a hand-written exact backward pass.
+
+The logits of all positions would be the largest tensor of a training step. Here one buffer holds a block of them at a
+time, in the forward and again in the backward pass, so memory is O(block), not O(N V).
 
 Shapes: N scored positions, H hidden, V vocabulary.
 """
@@ -40,7 +43,8 @@ class Plan:
     autocast: torch.dtype | None
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Logits are float32 even for half-precision weights: a logsumexp in bfloat16 is biased."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -52,6 +56,7 @@ def _logits(h: Tensor, head: Head, cols: slice, out: Tensor, cast: torch.dtype |
     if h.dtype == w.dtype == out.dtype:
         torch.mm(h, w.t(), out=out)
     elif h.is_cuda and h.dtype == w.dtype:
+        # half-precision operands on the tensor cores, accumulated and written in float32
         torch.mm(h, w.t(), out_dtype=out.dtype, out=out)
     else:
         torch.mm(h.to(out.dtype), w.to(out.dtype).t(), out=out)
@@ -68,8 +73,11 @@ def _blocks(n: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, n)) for i in range(0, n, size))
 
 
-class _Running:
-    """Online sums over vocabulary blocks: max, sum of exp, sum of exp^2, sum of exp * (ref logit - policy logit)."""
+class _RunningSums:
+    """Sums over the vocabulary that are updated block by block, relative to the largest logit so far.
+
+    `total` = sum exp(z - peak), `squares` = sum exp(z - peak)^2, `gap` = sum exp(z - peak) (z - other).
+    """
 
     def __init__(self, n: int, like: Tensor) -> None:
         self.peak = like.new_full((n,), float("-inf"))
@@ -80,6 +88,7 @@ class _Running:
     def update(self, z: Tensor, squares: bool = False, other: Tensor | None = None) -> None:
         """Absorb logits `z` (n, v), which are overwritten by exp(z - peak); `other` are the policy's logits."""
         peak = torch.maximum(self.peak, z.amax(1))
+        # what was summed relative to the old peak is rescaled to the new one (exp(-inf) = 0 for the first block)
         shrink = (self.peak - peak).exp()
         self.peak = peak
         diff = None if other is None else z - other
@@ -87,10 +96,11 @@ class _Running:
         self.total = self.total * shrink + z.sum(1)
         if squares:
             self.squares = self.squares * shrink**2 + torch.einsum("nv,nv->n", z, z)
-        if diff is not None:
+        if diff is not None:  # under the distribution of z, which is the reference's here
             self.gap = self.gap * shrink + torch.einsum("nv,nv->n", z, diff)
 
-    def lse(self) -> Tensor:
+    def logsumexp(self) -> Tensor:
+        """(n,) logsumexp of all logits that were absorbed."""
         return self.peak + self.total.log()
 
 
@@ -111,32 +121,35 @@ class HeadFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         n, vocab = hidden.shape[0], weight.shape[0]
         vchunk = min(plan.vocab_chunk, vocab)
-        buffer = hidden.new_empty(min(plan.chunk, max(n, 1)), vchunk, dtype=_wide(hidden.dtype))
+        buffer = hidden.new_empty(min(plan.chunk, max(n, 1)), vchunk, dtype=_accumulation_dtype(hidden.dtype))
         ref_buffer = torch.empty_like(buffer) if ref_hidden is not None else None
         logps, peak, total, ref_lse, kl, coll = (buffer.new_zeros(n) for _ in range(6))
         for rows in _blocks(n, plan.chunk):
             size = rows.stop - rows.start
-            run, ref_run = _Running(size, buffer), _Running(size, buffer)
-            own = buffer.new_zeros(size)
+            run, ref_run = _RunningSums(size, buffer), _RunningSums(size, buffer)
+            label_logits = buffer.new_zeros(size)
             for cols in _blocks(vocab, vchunk):
                 z = _logits(hidden[rows], head, cols, _view(buffer, size, cols), plan.autocast)
                 local = labels[rows] - cols.start
                 inside = (local >= 0) & (local < cols.stop - cols.start)
                 taken = z.gather(1, local.clamp(0, cols.stop - cols.start - 1)[:, None]).squeeze(1)
-                own = torch.where(inside, taken, own)
+                label_logits = torch.where(inside, taken, label_logits)
                 if ref_hidden is not None and ref_head is not None and ref_buffer is not None:
                     zr = _logits(ref_hidden[rows], ref_head, cols, _view(ref_buffer, size, cols), plan.autocast)
                     ref_run.update(zr, other=z)
                 run.update(z, squares=plan.collision)
             peak[rows], total[rows] = run.peak, run.total
-            logps[rows] = own - run.lse()
+            logps[rows] = label_logits - run.logsumexp()
             if ref_hidden is not None:
-                ref_lse[rows] = ref_run.lse()
-                kl[rows] = ref_run.gap / ref_run.total - (ref_run.lse() - run.lse())
+                ref_lse[rows] = ref_run.logsumexp()
+                # KL(ref || policy) = E_ref[z_ref - z] - (lse_ref - lse)
+                kl[rows] = ref_run.gap / ref_run.total - (ref_run.logsumexp() - run.logsumexp())
             if plan.collision:
                 coll[rows] = logps[rows] - (run.squares.log() - 2 * run.total.log())
         ctx.save_for_backward(hidden, weight, bias, labels, peak, total, ref_hidden, ref_lse)
         ctx.head, ctx.ref_head, ctx.plan, ctx.vchunk = head, ref_head, plan, vchunk
+        # One block held everything: its softmax is kept, and the backward pass need not multiply by the weight again.
+        # With a reference or a cap the backward pass needs the logits themselves.
         one_block = n <= plan.chunk and vchunk == vocab and ref_hidden is None and head.softcap is None
         needs_grad = hidden.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
         ctx.softmax = buffer[:n].div_(total[:, None]) if one_block and needs_grad and n else None
@@ -169,6 +182,7 @@ class HeadFunction(torch.autograd.Function):
                 slope = None
                 if softmax is None:
                     _logits(hidden[rows], head, cols, p, plan.autocast)
+                    # d/dx cap * tanh(x / cap) = 1 - (capped / cap)^2, before p is turned into probabilities
                     slope = None if head.softcap is None else 1 - (p / head.softcap) ** 2
                     p.sub_(peak[rows, None]).exp_().div_(total[rows, None])
                 d = _grad_logits(p, rows, cols, labels, g_logp, g_kl)
@@ -194,7 +208,10 @@ class HeadFunction(torch.autograd.Function):
 
 
 def _view(buffer: Tensor, n: int, cols: slice) -> Tensor:
-    """The first n x v numbers of the one buffer, contiguous whatever the size of the last block."""
+    """The first n x v numbers of the buffer as a contiguous matrix, for the smaller last block too.
+
+    A slice `buffer[:n, :v]` would not be contiguous, and a fresh tensor per block fragments the heap on a CPU.
+    """
     v = cols.stop - cols.start
     return buffer.view(-1)[: n * v].view(n, v)
 

@@ -293,9 +293,9 @@ class DiffusionPreferenceModule(PreferenceModule[DenoisingInputs, Tensor]):
 def _guarded(errors: Tensor, residuals: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     """Errors whose second column passes only a share of its gradient, and that share, once per row."""
     factor = safeguard_factor(residuals[:, 0].detach(), residuals[:, 1].detach(), mu=mu)
-    held = errors[:, 1].detach()
-    kept = held + factor * (errors[:, 1] - held)
-    return torch.stack([errors[:, 0], kept, *errors.unbind(1)[2:]], 1), factor.expand(len(errors))
+    value = errors[:, 1].detach()
+    guarded = value + factor * (errors[:, 1] - value)  # the value of the error, a share of its gradient
+    return torch.stack([errors[:, 0], guarded, *errors.unbind(1)[2:]], 1), factor.expand(len(errors))
 
 
 def _by_quartile(margin: Tensor, level: Tensor) -> dict[str, Tensor]:

@@ -164,11 +164,10 @@ class FrozenModel(Reference):
             ValueError: the two do not score the same tokens.
         """
         network = self.model()
-        own, other = _vocabulary(policy), _vocabulary(network)
-        if own != other:
+        expected, size = _vocabulary(policy), _vocabulary(network)
+        if size != expected:
             raise ValueError(
-                f"the reference {type(network).__name__} scores {other} tokens, the policy {type(policy).__name__} "
-                f"{own}; accepted: a reference of the policy's vocabulary"
+                f"the reference {type(network).__name__} must score the {expected} tokens of the policy, got {size}"
             )
         return _FrozenCopyNetwork(network)
 
@@ -218,9 +217,7 @@ class CachedReference(Reference):
 
     def __post_init__(self) -> None:
         if isinstance(self.inner, (CachedReference, NoReference, AdapterCopy)):
-            raise ValueError(
-                f"inner must be AutoReference, FrozenCopy, FrozenModel or AdapterOff, got {self.inner!r}"
-            )
+            raise ValueError(f"inner must be AutoReference, FrozenCopy, FrozenModel or AdapterOff, got {self.inner!r}")
 
     def build(self, policy: nn.Module) -> ReferenceNetwork:
         """Build what will compute the values."""

@@ -201,7 +201,7 @@ def test_another_model_can_be_the_reference() -> None:
 
 
 def test_a_reference_of_another_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match="scores 50 tokens, the policy Qwen2ForCausalLM 61"):
+    with pytest.raises(ValueError, match="must score the 61 tokens of the policy, got 50"):
         built(reference=FrozenModel(tiny_lm(config={**QWEN2, "vocab_size": 50})))
 
 

@@ -1,4 +1,4 @@
-"""The masked autoregressive family: tokens, masks and per-token noise in place of one noisy picture."""
+"""The masked autoregressive family: tokens, masks and per-token noise in place of one noisy image."""
 
 from __future__ import annotations
 
