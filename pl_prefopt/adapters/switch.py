@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -100,6 +101,9 @@ def add_adapter_copy(network: nn.Module, source: str, name: str) -> None:
         raise ValueError(f"the network has no peft configuration named {source!r}, so it cannot be copied")
     from peft import PeftModel, inject_adapter_in_model
 
+    config = copy.copy(config)
+    if hasattr(config, "init_lora_weights"):  # PiSSA and its relatives would take their factors out of the base again
+        config.init_lora_weights = True
     with _switched(network):
         if isinstance(network, PeftModel):
             network.add_adapter(name, config)

@@ -17,6 +17,8 @@ from pl_prefopt.diffusion.families import SD3, Family, Flux, UNet, UNetXL
 from pl_prefopt.diffusion.processes import Flow, Process, VariancePreserving
 
 INDEX = "model_index.json"
+LIBRARIES = ("diffusers", "transformers")
+"""Packages that a folder may name; anything else would be imported by a name that somebody else wrote."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,12 @@ class PretrainedSource(Source):
     def component(self, name: str, dtype: torch.dtype) -> Any:
         """Loaded from its sub-folder by the class that model_index.json names."""
         library, cls_name = self._classes[name]
-        cls = getattr(importlib.import_module(library), cls_name)
+        cls = getattr(importlib.import_module(library), cls_name, None) if library in LIBRARIES else None
+        if cls is None:
+            raise ValueError(
+                f"{self.name}: component {name} of {INDEX} must be a class of {' or '.join(LIBRARIES)}, got "
+                f"{cls_name} of {library}"
+            )
         options: dict[str, Any] = {"subfolder": name, "revision": self.options["revision"]}
         if name == "scheduler" or name.startswith("tokenizer"):
             return cls.from_pretrained(self.name, **{k: v for k, v in options.items() if v is not None})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.logprobs.chunked_head import Head
 from pl_prefopt.logprobs.layout import Tokens
+from pl_prefopt.utilities.digests import json_digest
 
 RowsT = TypeVar("RowsT")
 
@@ -61,6 +62,13 @@ class TokenFamily(ABC, Generic[RowsT]):
 def base_model(network: nn.Module) -> Any:
     """The transformers model inside `network`: the network itself, or what a peft wrapper holds."""
     return network.get_base_model() if hasattr(network, "get_base_model") else network  # pyright: ignore[reportCallIssue]
+
+
+def configuration_digest(network: nn.Module) -> str:
+    """Key of a model's configuration, without what depends on where and by which version it was loaded."""
+    config = base_model(network).config.to_dict()
+    volatile = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+    return json_digest({name: value for name, value in config.items() if name not in volatile})
 
 
 def apply_head(hidden: Tensor, head: Head) -> Tensor:

@@ -191,6 +191,8 @@ class PreferenceModule(ExactEvaluation, TrainableCheckpoints, Generic[Inputs, Me
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean over rows of the weighted objective."""
         scores = self.score(batch)
+        if self.global_step == 0 and batch_idx == 0:
+            self._check_start(scores)
         losses = self.losses(scores)
         loss = losses.mean()
         self.watch_loss(loss, batch.get("index"))
@@ -199,6 +201,26 @@ class PreferenceModule(ExactEvaluation, TrainableCheckpoints, Generic[Inputs, Me
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(losses))
         self.log_dict(means, batch_size=len(losses))
         return loss
+
+    def _check_start(self, scores: PairScores) -> None:
+        """On the first batch, policy and reference must agree, unless another reference was asked for.
+
+        Raises:
+            ValueError: they differ by more than the rounding of their dtype explains.
+        """
+        expected = self.needs_reference and self.reference is not None and self.reference.starts_at_policy
+        if not expected or getattr(self.policy_builder, "dropout", False):
+            return
+        reference = scores.ref_logps if scores.ref_logps is not None else scores.ref_errors
+        size = 1.0 if reference is None else float(reference.abs().max())
+        largest = float(scores.logratios.detach().abs().max())
+        if largest > 0.02 * max(size, 1e-3):
+            assert self.reference is not None
+            raise ValueError(
+                f"policy and reference must agree at the first step, got log-ratios of up to {largest:.3g} with "
+                f"reference {self.reference.kind}. Were weights loaded into the policy after it was built? Give them "
+                "to the policy builder (pretrained, adapter), resume with ckpt_path, or ask for reference: FrozenModel."
+            )
 
     def measure_rows(self, batch: Batch) -> dict[str, Tensor]:
         """Weighted loss and metrics of every row of an evaluation batch."""

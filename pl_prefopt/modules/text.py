@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pl_prefopt.logprobs import Head, score_tokens
 from pl_prefopt.logprobs.causal import CausalFamily
 from pl_prefopt.logprobs.encoder_decoder import EncoderDecoderFamily
-from pl_prefopt.logprobs.family import TokenFamily, base_model
+from pl_prefopt.logprobs.family import TokenFamily, base_model, configuration_digest
 from pl_prefopt.logprobs.generation import generate
 from pl_prefopt.logprobs.layout import Tokens, read_tokens
 from pl_prefopt.modules.base import PreferenceModule
@@ -23,8 +23,9 @@ from pl_prefopt.modules.evaluation import Batch
 from pl_prefopt.objectives import DPO, Objective
 from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.references import AutoReference, CachedReference, Reference
-from pl_prefopt.references.cache import CachedCollate, CachedRows, LogpCache, in_order_of_length, lookup, weights_digest
+from pl_prefopt.references.cache import CachedCollate, CachedRows, LogpCache, in_order_of_length, lookup
 from pl_prefopt.scores import PairScores, data_columns
+from pl_prefopt.utilities.digests import tensors_digest
 from pl_prefopt.utilities.modes import eval_mode
 
 
@@ -225,8 +226,9 @@ class TextPreferenceModule(PreferenceModule[TokenInputs, TokenMeasurement]):
         }
         if not todo:
             return
+        weights = tensors_digest(self.reference.weights(self.policy))
         with self.reference.use(self.policy) as network:
-            weights = weights_digest(network)
+            configuration = configuration_digest(network)
         dtype = f"{next(self.policy.parameters()).dtype}/{trainer.precision}"
 
         def score(rows: list[Any]) -> tuple[Tensor, Tensor]:
@@ -235,7 +237,7 @@ class TextPreferenceModule(PreferenceModule[TokenInputs, TokenMeasurement]):
                 return self.reference_logps(batch)
 
         for name, rows in todo.items():
-            key = {"weights": weights, "tokens": rows.digest(), "dtype": dtype}
+            key = {"weights": weights, "configuration": configuration, "tokens": rows.digest(), "dtype": dtype}
             cache = LogpCache(Path(self.reference_config.path) / name.replace("/", "__"), key, len(rows))
             trainer.strategy.barrier(f"reference cache {name}: opened")
             cache.fill(

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pl_prefopt.utilities.digests import tensors_digest
 from pl_prefopt.utilities.files import Parts, track, write_atomic, write_json
 
 ROWS_PER_FILE = 512
@@ -39,17 +38,12 @@ class RowsOfTokens(Protocol):
     def digest(self) -> str: ...
 
 
-def weights_digest(network: nn.Module) -> str:
-    """SHA-256 of the weights, adapters left out (they are off in a reference)."""
-    return tensors_digest((name, p) for name, p in network.named_parameters() if ".lora_" not in name)
-
-
 class LogpCache:
     """One split's values: files of 512 rows each, written atomically, plus a JSON key.
 
     Args:
         folder: cache folder of the split.
-        key: what the values depend on: {"weights", "tokens", "dtype"}.
+        key: what the values depend on: {"weights", "configuration", "tokens", "dtype"}.
         rows: N.
 
     Raises:

@@ -18,9 +18,12 @@ from pl_prefopt.adapters import (
     REFERENCE,
     adapter_active,
     adapter_parameters,
+    adapters_change_nothing,
     adapters_disabled,
     add_adapter_copy,
     has_adapters,
+    parameters_of_adapters,
+    trained_beside_adapters,
 )
 from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.utilities.configurable import Configurable
@@ -35,6 +38,9 @@ class ReferenceNetwork(nn.Module):
     cached: bool = False
     """Whether its values are kept on disk, so that it must stay where it is."""
 
+    starts_at_policy: bool = True
+    """Whether it equals the policy at the first step, which is then checked on the first batch."""
+
     @contextmanager
     def use(self, policy: nn.Module) -> Iterator[nn.Module]:
         """Yield the reference network; it is `policy` itself, switched, where no second network is held."""
@@ -43,6 +49,11 @@ class ReferenceNetwork(nn.Module):
 
     def _network(self, policy: nn.Module) -> AbstractContextManager[nn.Module]:
         raise NotImplementedError
+
+    def weights(self, policy: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and value of every weight that the reference's numbers depend on."""
+        with self.use(policy) as network:
+            yield from network.named_parameters()
 
     def pairs(self, policy: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         """(reference, policy) parameters that a moving reference synchronizes.
@@ -59,9 +70,10 @@ class ReferenceNetwork(nn.Module):
 class _FrozenCopyNetwork(ReferenceNetwork):
     kind = "FrozenCopy"
 
-    def __init__(self, policy: nn.Module) -> None:
+    def __init__(self, network: nn.Module, starts_at_policy: bool = True) -> None:
         super().__init__()
-        self.network = copy.deepcopy(policy).requires_grad_(False).eval()
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.starts_at_policy = starts_at_policy
 
     @contextmanager
     def _network(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -73,6 +85,14 @@ class _FrozenCopyNetwork(ReferenceNetwork):
 
 class _AdapterOffNetwork(ReferenceNetwork):
     kind = "AdapterOff"
+
+    def __init__(self, starts_at_policy: bool) -> None:
+        super().__init__()
+        self.starts_at_policy = starts_at_policy
+
+    def weights(self, policy: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        adapters = parameters_of_adapters(policy)
+        return ((name, value) for name, value in policy.named_parameters() if id(value) not in adapters)
 
     @contextmanager
     def _network(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -86,6 +106,11 @@ class _AdapterCopyNetwork(ReferenceNetwork):
     def __init__(self, source: str) -> None:
         super().__init__()
         self.source = source
+
+    def weights(self, policy: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        adapters = parameters_of_adapters(policy)
+        yield from ((name, value) for name, value in policy.named_parameters() if id(value) not in adapters)
+        yield from adapter_parameters(policy, REFERENCE).items()
 
     @contextmanager
     def _network(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -106,6 +131,10 @@ class _CachedNetwork(ReferenceNetwork):
     def __init__(self, inner: ReferenceNetwork) -> None:
         super().__init__()
         self.inner = inner
+        self.starts_at_policy = inner.starts_at_policy
+
+    def weights(self, policy: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        return self.inner.weights(policy)
 
     def _network(self, policy: nn.Module) -> AbstractContextManager[nn.Module]:
         return self.inner._network(policy)
@@ -124,11 +153,19 @@ class Reference(Configurable):
 
 
 class AutoReference(Reference):
-    """The adapter switched off where the policy has adapters, else a frozen copy."""
+    """The policy as it is at the start, at the least cost.
+
+    The adapter switched off, where adapters are new and nothing else trains; a frozen copy of the adapter, where it was
+    trained before or starts away from zero (PiSSA, random); else a frozen copy of the network.
+    """
 
     def build(self, policy: nn.Module) -> ReferenceNetwork:
         """Look at the policy."""
-        return _AdapterOffNetwork() if has_adapters(policy) else _FrozenCopyNetwork(policy)
+        if not has_adapters(policy) or trained_beside_adapters(policy):
+            return _FrozenCopyNetwork(policy)
+        if adapters_change_nothing(policy):
+            return _AdapterOffNetwork(starts_at_policy=True)
+        return AdapterCopy().build(policy)
 
 
 class NoReference(Reference):
@@ -169,16 +206,19 @@ class FrozenModel(Reference):
             raise ValueError(
                 f"the reference {type(network).__name__} must score the {expected} tokens of the policy, got {size}"
             )
-        return _FrozenCopyNetwork(network)
+        return _FrozenCopyNetwork(network, starts_at_policy=False)
 
 
 class AdapterOff(Reference):
-    """The policy's own network with its adapters switched off: no second network in memory."""
+    """The policy's own network with its adapters switched off: no second network in memory.
+
+    Where the adapter was trained before, this is the base below it, not the policy at the start.
+    """
 
     def build(self, policy: nn.Module) -> ReferenceNetwork:
-        """Check that there are adapters to switch off."""
+        """Check that there are adapters to switch off, and that nothing else trains."""
         _require_adapters(policy, "AdapterOff")
-        return _AdapterOffNetwork()
+        return _AdapterOffNetwork(starts_at_policy=adapters_change_nothing(policy))
 
 
 @dataclass
@@ -236,4 +276,11 @@ def _require_adapters(policy: nn.Module, kind: str) -> None:
     if not has_adapters(policy):
         raise ValueError(
             f"reference {kind} needs a policy with peft adapters; set the policy's `lora` or use FrozenCopy"
+        )
+    beside = trained_beside_adapters(policy)
+    if beside:
+        names = f"{', '.join(beside[:2])}{' and others' if len(beside) > 2 else ''}"
+        raise ValueError(
+            f"reference {kind} needs a policy whose adapters alone are trained, got {names} trained too, which would "
+            "move the reference along. Leave out lora.bias, or use reference: FrozenCopy."
         )

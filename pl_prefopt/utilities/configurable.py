@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 PACKAGE = __name__.partition(".")[0]
+RUNS_CODE = ("trust_remote_code",)
+"""Arguments that are taken from a user, never from a checkpoint."""
 
 
 class Configurable(ABC):  # noqa: B024 (the families below it add abstract methods)
@@ -121,6 +123,12 @@ def from_config(value: Any, base: type[T]) -> T:
     """
     if isinstance(value, dict) and "class_path" in value:
         cls = _find_class(value["class_path"], base)
+        unsafe = [name for name in RUNS_CODE if value.get("init_args", {}).get(name)]
+        if unsafe:
+            raise ValueError(
+                f"{unsafe[0]} must not come from a stored configuration, because it runs code of somebody else, got "
+                f"{cls.__name__}({unsafe[0]}=True). Pass the object itself if you trust its source."
+            )
         arguments = {name: _rebuilt(nested) for name, nested in value.get("init_args", {}).items()}
         accepted = inspect.signature(cls).parameters
         unknown = [name for name in arguments if name not in accepted]

@@ -10,7 +10,8 @@ from jsonargparse import ArgumentParser
 
 from pl_prefopt.modules.checkpoints import compare_hparams
 from pl_prefopt.objectives import DPO, FDPO, SFT, Mixture, Objective
-from pl_prefopt.references import AutoReference, Reference
+from pl_prefopt.policies import CausalLM, PolicyBuilder
+from pl_prefopt.references import AutoReference, FrozenModel, Reference
 from pl_prefopt.utilities.configurable import Configurable, class_path, from_config, to_config, updated_config
 
 
@@ -185,3 +186,11 @@ def test_resuming_ignores_moved_files_and_added_defaults() -> None:
         compare_hparams({"objective": to_config(DPO())}, {"objective": part})
     with pytest.raises(ValueError, match=r"optimizer.class_path: 'torch.optim.SGD' != 'torch.optim.Adam'"):
         compare_hparams({**own, "optimizer": {"class_path": "torch.optim.Adam"}}, own)
+
+
+def test_a_stored_configuration_never_asks_for_code_of_others() -> None:
+    trusted = CausalLM(pretrained="somebody/model", trust_remote_code=True)
+    assert from_config(trusted, PolicyBuilder) is trusted
+    for stored, base in ((to_config(trusted), PolicyBuilder), (to_config(FrozenModel(trusted)), Reference)):
+        with pytest.raises(ValueError, match="trust_remote_code must not come from a stored configuration"):
+            from_config(stored, base)
