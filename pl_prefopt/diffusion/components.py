@@ -17,6 +17,16 @@ from pl_prefopt.diffusion.families import SD3, Family, Flux, UNet, UNetXL
 from pl_prefopt.diffusion.processes import Flow, Process, VariancePreserving
 
 INDEX = "model_index.json"
+DDPM_SCHEDULERS = (
+    "DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+    "DPMSolverSDEScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "LCMScheduler", "TCDScheduler",
+)  # fmt: skip
+"""Samplers whose betas mean what they mean to DDPMScheduler."""
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+OTHER_PROCESSES = ("use_flow_sigmas", "invert_sigmas")
+"""Settings of these samplers that change the noise process."""
 LIBRARIES = ("diffusers", "transformers")
 """Packages that a folder may name; anything else would be imported by a name that somebody else wrote."""
 
@@ -73,6 +83,10 @@ class Source(ABC):
     @abstractmethod
     def scheduler(self) -> Any:
         """The training scheduler: DDPMScheduler or FlowMatchEulerDiscreteScheduler."""
+
+    @abstractmethod
+    def denoiser_config(self) -> dict[str, Any]:
+        """Configuration of the denoiser, without its weights."""
 
     def process(self, prediction: str | None) -> Process:
         """The noise process that the scheduler's configuration describes.
@@ -136,6 +150,10 @@ class TinySource(Source):
         built = tiny_component(self.name, name, self.seed)
         return built.to(dtype) if isinstance(built, nn.Module) and dtype != torch.float32 else built
 
+    def denoiser_config(self) -> dict[str, Any]:
+        """That of a freshly built one."""
+        return dict(self.component(self.kind.denoiser, torch.float32).config)
+
     def scheduler(self) -> Any:
         """Built from its configuration."""
         return self.component("scheduler", torch.float32)
@@ -186,6 +204,12 @@ class PretrainedSource(Source):
                 f"pretrained {self.name!r} is neither a folder here nor a pipeline that the hub gave ({error})"
             ) from error
 
+    def denoiser_config(self) -> dict[str, Any]:
+        """Read from its folder."""
+        cls: Any = getattr(importlib.import_module("diffusers"), self.kind.network)
+        options: dict[str, Any] = {k: v for k, v in self.options.items() if k == "revision" and v is not None}
+        return dict(cls.load_config(self.name, subfolder=self.kind.denoiser, **options))
+
     def component(self, name: str, dtype: torch.dtype) -> Any:
         """Loaded from its sub-folder by the class that model_index.json names."""
         library, cls_name = self._classes[name]
@@ -204,8 +228,24 @@ class PretrainedSource(Source):
         return network.eval().requires_grad_(False)
 
     def scheduler(self) -> Any:
-        """The training scheduler made from the configuration of whatever scheduler the folder holds."""
-        name = "FlowMatchEulerDiscreteScheduler" if self.kind.flow else "DDPMScheduler"
-        cls: Any = getattr(importlib.import_module("diffusers"), name)
+        """The training scheduler with the noise schedule of the sampler that the folder holds.
+
+        Raises:
+            ValueError: a sampler of another noise process, or of a schedule that training would not follow.
+        """
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+        cls = FlowMatchEulerDiscreteScheduler if self.kind.flow else DDPMScheduler
         options: dict[str, Any] = {k: v for k, v in self.options.items() if k == "revision" and v is not None}
-        return cls.from_pretrained(self.name, subfolder="scheduler", **options)
+        config: dict[str, Any] = cls.load_config(self.name, subfolder="scheduler", **options)  # type: ignore[assignment]
+        accepted = FLOW_SCHEDULERS if self.kind.flow else DDPM_SCHEDULERS
+        if config["_class_name"] not in accepted:
+            raise ValueError(
+                f"{self.name}: the scheduler must be one of {', '.join(accepted)} for {self.pipeline_name}, got "
+                f"{config['_class_name']}, whose noise process training would not follow"
+            )
+        other = [name for name in OTHER_PROCESSES if config.get(name)]
+        if other:
+            raise ValueError(f"{self.name}: the scheduler must not have {other[0]}, got {config[other[0]]!r}")
+        return cls.from_config(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from pl_prefopt.diffusion.components import Source
 from pl_prefopt.utilities.digests import json_digest, tensors_digest
+
+DECODE_AT_ONCE = 4
 
 
 class Conditioner(Protocol):
@@ -52,6 +55,15 @@ class PipelineConditioner:
         self.device = torch.device(device)
         self.pipe = source.pipeline(dtype, None)
         self.vae: Any = self.pipe.vae
+        if source.parts.get("text_encoder_3") is False:
+            # SD3 without its T5: the pipeline asks the transformer how wide the zeros in its place have to be
+            self.pipe.transformer = SimpleNamespace(config=SimpleNamespace(**source.denoiser_config()))
+        statistics = [name for name in ("latents_mean", "latents_std") if self._vae_setting(name) is not None]
+        if statistics:
+            raise ValueError(
+                f"the VAE must be normalized by scaling_factor and shift_factor alone, got {' and '.join(statistics)}, "
+                "which training would not follow"
+            )
         for network in self.networks():
             network.to(self.device).eval().requires_grad_(False)
 
@@ -146,10 +158,15 @@ class PipelineConditioner:
         """
         if self.vae is not None:
             shift, scale = self._shift_and_scale()
-            latents = self.vae.decode(latents.to(self.device, self.vae.dtype) / scale + shift).sample
+            latents = latents.to(self.device, self.vae.dtype) / scale + shift
+            # in slices: the decoder's activations are hundreds of times larger than the latents
+            latents = torch.cat([self.vae.decode(part).sample for part in latents.split(DECODE_AT_ONCE)])
         if not bool(torch.isfinite(latents).all()):
             raise ValueError("the decoded images are not finite; run the VAE in float32, and look at the latents")
         return (latents.float() / 2 + 0.5).clamp(0, 1)
+
+    def _vae_setting(self, name: str) -> Any:
+        return None if self.vae is None else getattr(self.vae.config, name, None)
 
     def _shift_and_scale(self) -> tuple[float, float]:
         config = self.vae.config

@@ -186,13 +186,14 @@ class Flow(Process):
         """(1 - s)^2."""
         return (1 - t.float()) ** 2
 
-    def sampler(self, steps: int, positions: int) -> tuple[Any, Tensor]:
-        """Euler, shifted as the scheduler says."""
+    def sampler(self, steps: int, positions: int, sigmas: list[float] | None = None) -> tuple[Any, Tensor]:
+        """Euler, shifted as the scheduler says; `sigmas` before the shift, where a pipeline brings its own."""
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
         config = self.scheduler.config
         scheduler: Any = type(self.scheduler).from_config(config)
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         shift = calculate_shift(positions, *(config[name] for name in names))
-        scheduler.set_timesteps(steps, **({"mu": shift} if config.use_dynamic_shifting else {}))
+        options = {"mu": shift} if config.use_dynamic_shifting else {}
+        scheduler.set_timesteps(steps, sigmas=sigmas, **options)
         return scheduler, scheduler.timesteps / self.steps

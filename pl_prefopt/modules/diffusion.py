@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,6 +100,8 @@ class DiffusionPreferenceModule(PreferenceModule[DenoisingInputs, Tensor]):
         reduction: "mean" of squared errors over channels and positions (beta does not depend on the resolution) or
             "sum".
         seed: keys timesteps, noise and posterior samples.
+        sampling: options of `sample` for previews and `predict`, e.g. {"steps": 4, "guidance": 1.0, "size": [512, 512]}
+            for models that were distilled to few steps.
 
     Raises:
         ValueError: safeguard outside (0, 1), an unknown reduction, a negative offset, a cached reference, or any of
@@ -127,6 +130,7 @@ class DiffusionPreferenceModule(PreferenceModule[DenoisingInputs, Tensor]):
         noise_offset: float = 0.0,
         reduction: str = "mean",
         seed: int = 0,
+        sampling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(policy, objective or DPO(beta=5000.0), reference, optimizer, lr_scheduler, seed)
         if safeguard is not None and not 0 < safeguard < 1:
@@ -149,6 +153,10 @@ class DiffusionPreferenceModule(PreferenceModule[DenoisingInputs, Tensor]):
         self.safeguard = safeguard
         self.noise_offset = noise_offset
         self.reduction = reduction
+        self.sampling = dict(sampling or {})
+        accepted = inspect.signature(self.sample).parameters
+        for name in self.sampling:
+            choice("sampling", name, [n for n in accepted if n not in ("conditions", "count", "seed")])
         self._conditioner: Conditioner | None = None
         self.save_hyperparameters(
             {

@@ -38,7 +38,7 @@ class ImagePreferenceModule(DiffusionPreferenceModule):
         """
         return draw_images(
             self.family, self.policy, self.conditioner(), conditions, count=count, seed=seed, steps=steps,
-            guidance=guidance, size=size or self._size(), batch_size=batch_size,
+            guidance=guidance, size=tuple(size) if size else self._size(), batch_size=batch_size,
         )  # fmt: skip
 
     def _size(self) -> tuple[int, int] | None:
@@ -50,9 +50,9 @@ class ImagePreferenceModule(DiffusionPreferenceModule):
     def preview(self, conditions: Sequence[str], seed: int) -> Tensor:
         """One image per caption, (N, 3, H, W) in [0, 1]."""
         with self.trainer.precision_plugin.forward_context():
-            return self.sample(conditions, 1, seed)[:, 0]
+            return self.sample(conditions, 1, seed, **self.sampling)[:, 0]
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Row ids and one image per caption, uint8 (B, 3, H, W)."""
-        images = self.sample(batch["caption"], 1, self.seed)[:, 0]
+        images = self.sample(batch["caption"], 1, self.seed, **self.sampling)[:, 0]
         return {"index": batch["index"], "picture": (images * 255).round().to(torch.uint8)}

@@ -29,7 +29,9 @@ class Diffusion(PolicyBuilder):
         tiny: a tiny model with random weights: "sd", "sd-v", "sdxl", "sd3", "flux", or "pixel" (no VAE).
         revision: branch, tag or commit of `pretrained`.
         variant: variant of its files, e.g. "fp16".
-        dtype: "float32", "bfloat16" or "float16", of denoiser and text encoders; the VAE is always float32.
+        dtype: "float32", "bfloat16" or "float16", of what is frozen: text encoders, and the denoiser below adapters.
+            The VAE and everything that trains are always float32: a step of 1e-5 is lost in the 8 bits of a bfloat16
+            weight.
         lora: arguments of peft.LoraConfig; `target_modules` defaults to the attention projections, `lora_alpha` to
             `r`, the initialisation to "gaussian". None trains all weights.
         adapter: folder or file of a trained adapter in diffusers' format to continue from.
@@ -81,12 +83,17 @@ class Diffusion(PolicyBuilder):
     def __call__(self) -> nn.Module:
         """Build the denoiser alone, without dropout (eval mode); the global random state is left as it was."""
         source = self.source()
-        network = source.component(source.kind.denoiser, dtype_named(self.dtype)).requires_grad_(True)
+        full = self.lora is None and self.adapter is None
+        network = source.component(source.kind.denoiser, torch.float32 if full else dtype_named(self.dtype))
+        network.requires_grad_(True)
         if self.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._adapt(network, source)
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
         return network.eval()
 
     def family(self) -> Family:
@@ -105,16 +112,17 @@ class Diffusion(PolicyBuilder):
         return self.source().pipeline(dtype_named(self.dtype), policy)
 
     def export(self, policy: nn.Module, folder: Path) -> None:
-        """Write what diffusers reads: `pipe.load_lora_weights(folder)`, alpha included, or the denoiser's sub-folder.
+        """Write what diffusers reads: `pipe.load_lora_weights(folder)`, alpha included, or a whole pipeline.
 
-        Adapters that are not in use, such as a reference's, are not written.
+        A pipeline is read by `DiffusionPipeline.from_pretrained` and by `Diffusion(pretrained=folder)`. Adapters that
+        are not in use, such as a reference's, are not written.
         """
         from pl_prefopt.adapters import has_adapters
 
         source = self.source()
         name = source.kind.denoiser
         if not has_adapters(policy):
-            policy.save_pretrained(folder / name)  # type: ignore[operator]
+            self.pipeline(policy).save_pretrained(folder)
             return
         import diffusers
         from peft.utils import get_peft_model_state_dict

@@ -165,3 +165,15 @@ def test_the_command_line_renders_a_list_of_prompts(tmp_path: Path) -> None:
 def test_refuses_prompts(prompts: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         PromptDataModule(prompts)
+
+
+def test_previews_and_predictions_take_steps_guidance_and_size() -> None:
+    """Models distilled to few steps want one to four, and no guidance."""
+    made = module(tiny_diffusion("sd"), sampling={"steps": 2, "guidance": 1.0, "size": [8, 16]})
+    expected = made.sample(CAPTIONS[:1], 1, 3, steps=2, guidance=1.0, size=(8, 16))[:, 0]
+    assert expected.shape == (1, 3, 8, 16)
+    made.seed = 3
+    images = made.predict_step({"caption": CAPTIONS[:1], "index": torch.tensor([0])}, 0)["picture"]
+    torch.testing.assert_close(images, (expected * 255).round().to(torch.uint8))
+    with pytest.raises(ValueError, match="sampling must be one of steps, guidance, size, batch_size, got 'step'"):
+        module(tiny_diffusion("sd"), sampling={"step": 2})

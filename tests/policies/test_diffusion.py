@@ -75,8 +75,11 @@ def test_only_adapters_train_and_the_rest_is_seeded() -> None:
 
 
 def test_dtype_and_prediction_type() -> None:
+    """What trains is float32; what is frozen may be half."""
     policy = Diffusion(tiny="flux", dtype="bfloat16")
-    assert {p.dtype for p in policy().parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in policy().parameters()} == {torch.float32}
+    for p in Diffusion(tiny="flux", dtype="bfloat16", lora={"r": 2})().parameters():
+        assert p.dtype == (torch.float32 if p.requires_grad else torch.bfloat16)
     conditioner = policy.conditioner()
     assert next(conditioner.vae.parameters()).dtype is torch.float32
     assert conditioner.encode_text(CAPTIONS)["prompt_embeds"].dtype is torch.bfloat16
@@ -148,3 +151,107 @@ def test_refuses_sources(tmp_path: Path) -> None:
         Diffusion(tiny="sd3", prediction_type="epsilon").family()
     with pytest.raises(ValueError, match="does not exist; give the folder or file"):
         Diffusion(tiny="sd", adapter=str(tmp_path / "no"))()
+
+
+def saved_pipeline(name: str, folder: Path) -> Path:
+    policy = Diffusion(tiny=name)
+    policy.pipeline(policy()).save_pretrained(folder)
+    return folder
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler", "EDMDPMSolverMultistepScheduler"]
+)
+def test_a_scheduler_of_another_process_is_refused(scheduler: str, tmp_path: Path) -> None:
+    """An SDXL folder with an EDM or flow matching scheduler trained as DDPM; Playground v2.5 is such a folder."""
+    folder = saved_pipeline("sdxl", tmp_path)
+    edit(folder / "scheduler" / "scheduler_config.json", _class_name=scheduler)
+    with pytest.raises(ValueError, match=f"scheduler must be one of DDPMScheduler, .*, got {scheduler}"):
+        Diffusion(pretrained=str(folder)).family()
+
+
+def test_statistics_of_a_vae_that_training_would_not_follow_are_refused(tmp_path: Path) -> None:
+    folder = saved_pipeline("sdxl", tmp_path)
+    edit(folder / "vae" / "config.json", latents_mean=[0.1] * 4, latents_std=[2.0] * 4)
+    with pytest.raises(ValueError, match="got latents_mean and latents_std"):
+        Diffusion(pretrained=str(folder)).conditioner()
+
+
+def test_a_folder_cannot_name_a_module_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library of model_index.json went to import_module, and a file of the working directory was run."""
+    folder = saved_pipeline("sd", tmp_path / "model")
+    (tmp_path / "stolen.py").write_text("raise SystemExit('run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    edit(folder / "model_index.json", unet=["stolen", "UNet"])
+    with pytest.raises(ValueError, match="must be a class of diffusers or transformers, got UNet of stolen"):
+        Diffusion(pretrained=str(folder))()
+
+
+def test_a_full_fine_tune_is_read_by_diffusers_and_by_us(tmp_path: Path) -> None:
+    import diffusers
+
+    policy = Diffusion(tiny="sd")
+    network = policy()
+    with torch.no_grad():
+        network.conv_out.bias.add_(1.0)  # type: ignore[union-attr, operator]
+    policy.export(network, tmp_path)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+    ours = Diffusion(pretrained=str(tmp_path))()
+    for loaded in (pipe.unet, ours):
+        assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in network.state_dict().items())
+
+
+def test_sd3_without_its_t5(tmp_path: Path) -> None:
+    """The released folder may be loaded without the largest encoder; its embeddings are zeros then."""
+    folder = saved_pipeline("sd3", tmp_path)
+    edit(folder / "model_index.json", text_encoder_3=[None, None], tokenizer_3=[None, None])
+    conditioner = Diffusion(pretrained=str(folder)).conditioner()
+    whole = Diffusion(tiny="sd3").conditioner().encode_text(CAPTIONS)
+    embeds = conditioner.encode_text(CAPTIONS)
+    torch.testing.assert_close(embeds["pooled"], whole["pooled"])
+    assert embeds["prompt_embeds"].shape[-1] == whole["prompt_embeds"].shape[-1]
+    assert not embeds["prompt_embeds"][:, 77:].any()
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_flux_is_sampled_at_the_sigmas_of_its_pipeline(steps: int) -> None:
+    import numpy as np
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+
+    policy = Diffusion(tiny="flux")
+    scheduler = policy.source().scheduler()
+    config = scheduler.config
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    options = {"mu": calculate_shift(16, *(config[n] for n in names))} if config.use_dynamic_shifting else {}
+    expected, _ = retrieve_timesteps(scheduler, steps, sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), **options)
+    sampler, _ = policy.family().sampler(steps, 16)
+    torch.testing.assert_close(sampler.timesteps, expected)
+    torch.testing.assert_close(sampler.sigmas, scheduler.sigmas)
+
+
+def test_bfloat16_below_adapters_trains_them_as_float32_does() -> None:
+    """300 steps at 1e-5 moved 1 % of adapters in bfloat16: their weights stay float32."""
+    changed = []
+    for dtype in ("float32", "bfloat16"):
+        network = Diffusion(tiny="sd", lora={"r": 2}, dtype=dtype)()
+        adapters = [p for p in network.parameters() if p.requires_grad]
+        before = [p.detach().clone() for p in adapters]
+        optimizer = torch.optim.AdamW(adapters, lr=1e-5)
+        kind = next(network.parameters()).dtype
+        for step in range(5):
+            generator = torch.Generator().manual_seed(step)
+            x, text = (torch.randn(s, generator=generator).to(kind) for s in ((2, 4, 8, 8), (2, 77, 8)))
+            network(
+                x, timestep=torch.tensor([10, 500]), encoder_hidden_states=text
+            ).sample.float().square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        moved = [(a != b).float().mean().item() for a, b in zip(before, adapters, strict=True)]
+        changed.append(sum(moved) / len(moved))
+    assert changed[1] == pytest.approx(changed[0], abs=0.05)
+    assert changed[0] > 0.9

@@ -124,6 +124,10 @@ class Family(ABC):
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(cond["prompt_embeds"].device)
         return self.denoise(network, cond, empty, noise, steps=steps, guidance=guidance)
 
+    def sampler(self, steps: int, positions: int) -> tuple[Any, Tensor]:
+        """A diffusers scheduler set to `steps` as the family's pipeline does, and its timesteps for the network."""
+        return self.process.sampler(steps, positions)
+
     def denoise(
         self, network: Any, cond: Condition, empty: Condition, noise: Tensor, *, steps: int, guidance: float
     ) -> Tensor:
@@ -133,7 +137,7 @@ class Family(ABC):
         networks receive the scale as an input instead.
         """
         distilled = bool(getattr(network.config, "guidance_embeds", False))
-        sampler, times = self.process.sampler(steps, noise[0, 0].numel() // self.multiple**self.dimensions)
+        sampler, times = self.sampler(steps, noise[0, 0].numel() // self.multiple**self.dimensions)
         if distilled:
             cond = {**cond, "guidance": torch.full((len(noise),), float(guidance), device=noise.device)}
         guided = guidance != 1 and not distilled

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.diffusion.families.base import Condition, Family, cast, dtype_of, run_denoiser
-from pl_prefopt.diffusion.processes import Process
+from pl_prefopt.diffusion.processes import Flow, Process
 
 
 class Flux(Family):
@@ -16,7 +16,7 @@ class Flux(Family):
 
     Args:
         process: how data become noise.
-        guidance: scale told to guidance-distilled networks where the condition names none.
+        guidance: input of guidance-distilled networks where the condition names none.
     """
 
     output_layer = "proj_out"
@@ -26,6 +26,11 @@ class Flux(Family):
     def __init__(self, process: Process, guidance: float = 3.5) -> None:
         super().__init__(process)
         self.guidance = guidance
+
+    def sampler(self, steps: int, positions: int) -> tuple[Any, Tensor]:
+        """Sigmas from 1 to 1 / steps, as FluxPipeline gives them to the scheduler."""
+        assert isinstance(self.process, Flow)
+        return self.process.sampler(steps, positions, sigmas=torch.linspace(1.0, 1 / steps, steps).tolist())
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Velocity.
