@@ -128,8 +128,21 @@ class PreferenceModule(ExactEvaluation, TrainableCheckpoints, Generic[Inputs, Me
         return reference is not None or not self.needs_reference
 
     def losses(self, scores: PairScores) -> Tensor:
-        """The objective's loss per row, (B,), times the data column `weight` where there is one."""
+        """The objective's loss per row, (B,), times the data column `weight` where there is one.
+
+        Raises:
+            ValueError: lists of more than two for an objective of pairs, or an objective that returns another shape.
+        """
+        rows, samples = scores.logratios.shape
+        name, needs = type(self.objective).__name__, self.objective.needs
+        if samples > 2 and not scores.cells and "rejected" in needs and "list" not in needs:
+            raise ValueError(
+                f"the rows must have two samples for {name}, which compares chosen and rejected, got {samples}. Use an "
+                "objective of lists (SoftmaxDPO, PlackettLuce, IRPO, ADPO), or make pairs of the lists."
+            )
         losses = self.objective(scores)
+        if losses.shape != (rows,):
+            raise ValueError(f"objective {name} must return one loss per row, ({rows},), got {tuple(losses.shape)}")
         weight = scores.columns.get("weight")
         return losses if weight is None else losses * weight
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys as IncompatibleKeys
 from typing_extensions import Self
@@ -43,8 +44,19 @@ class TrainableCheckpoints(pl.LightningModule):
         self.train()
 
     def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Keep trainable tensors only."""
+        """Keep trainable tensors only.
+
+        Raises:
+            ValueError: weights that are not finite, so that the last checkpoint stays a good one.
+        """
         keep_trainable(self, checkpoint)
+        broken = [k for k, v in checkpoint["state_dict"].items() if not bool(torch.isfinite(v).all())]
+        if broken:
+            raise ValueError(
+                f"the weights must be finite to be saved, got {broken[0]} and {len(broken) - 1} others with infinite "
+                f"or NaN entries after optimizer step {checkpoint.get('global_step')}. The checkpoints before this one "
+                "are good: resume from the last of them with a lower learning rate."
+            )
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = False, assign: bool = False

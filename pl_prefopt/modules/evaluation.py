@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from pl_prefopt.metrics import ExactMeans
@@ -28,6 +30,8 @@ class ExactEvaluation(pl.LightningModule):
         super().__init__()
         self.metrics = nn.ModuleDict()
         self._unchecked_losses: list[tuple[Tensor, Tensor | None]] = []
+        self._val_losses: list[float] = []
+        self._rise_reported = False
 
     @abstractmethod
     def measure_rows(self, batch: Batch) -> dict[str, Tensor]:
@@ -55,8 +59,10 @@ class ExactEvaluation(pl.LightningModule):
         self._start("val")
 
     def on_validation_epoch_end(self) -> None:
-        """Log the exact means of all ranks."""
+        """Log the exact means of all ranks, and warn when the loss has risen for two evaluations of a fit."""
         self._finish("val")
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._watch_rise()
 
     def on_test_epoch_start(self) -> None:
         """Begin with empty sums."""
@@ -88,6 +94,20 @@ class ExactEvaluation(pl.LightningModule):
                     "set. The weights were not updated and the last checkpoint is good: look at those rows, lower the "
                     "learning rate, or use bf16 instead of fp16."
                 )
+
+    def _watch_rise(self) -> None:
+        losses = self.trainer.callback_metrics.get("val/loss")
+        if losses is None:
+            return
+        self._val_losses = [*self._val_losses[-2:], float(losses)]
+        before = self._val_losses
+        if len(before) == 3 and before[0] < before[1] < before[2] and not self._rise_reported:
+            self._rise_reported = True
+            rank_zero_warn(
+                f"val/loss rose from {before[0]:.4g} to {before[1]:.4g} to {before[2]:.4g} while training went on: the "
+                "model overfits. Stop earlier (EarlyStopping, or the checkpoint of the lowest val/loss), lower the "
+                "learning rate, or raise beta."
+            )
 
     def _means(self, stage: str, dataloader_idx: int) -> ExactMeans:
         metric = self.metrics[f"{stage}{dataloader_idx}"]

@@ -193,14 +193,14 @@ def test_a_folder_cannot_name_a_module_of_its_own(tmp_path: Path, monkeypatch: p
 
 
 def test_a_full_fine_tune_is_read_by_diffusers_and_by_us(tmp_path: Path) -> None:
-    import diffusers
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     policy = Diffusion(tiny="sd")
     network = policy()
     with torch.no_grad():
         network.conv_out.bias.add_(1.0)  # type: ignore[union-attr, operator]
     policy.export(network, tmp_path)
-    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
     ours = Diffusion(pretrained=str(tmp_path))()
     for loaded in (pipe.unet, ours):
         assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in network.state_dict().items())
