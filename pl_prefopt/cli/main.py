@@ -10,16 +10,18 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from pl_prefopt.cli.messages import shorten, unknown_key
 from pl_prefopt.cli.registry import import_classes
+from pl_prefopt.cli.renames import current_arguments, current_option, current_paths, moved_arguments
 from pl_prefopt.modules.checkpoints import compare_hparams
 
 RESUMED = (
@@ -31,6 +33,32 @@ RESUMED = (
 
 class Parser(LightningArgumentParser):
     """Answers a wrong key or class with the nearest valid one, and nothing else."""
+
+    moved: Mapping[str, str] = {}
+    """Old argument -> new one, of the class whose arguments this parser reads."""
+
+    def add_class_arguments(self, theclass: type, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Remember the arguments of the class that have moved."""
+        if nested_key is None:
+            self.moved = moved_arguments(theclass)
+        return super().add_class_arguments(theclass, nested_key, *args, **kwargs)
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse the text of a configuration file, in which classes may have old paths."""
+        return super().parse_string(current_paths(content), *args, **kwargs)
+
+    def parse_object(self, obj: Namespace | dict[str, Any], *args: Any, **kwargs: Any) -> Namespace:
+        """Parse arguments of a class, which may have old names."""
+        if self.moved.keys() & obj.keys():
+            obj = Namespace(obj)
+            current_arguments(obj, self.moved)
+        return super().parse_object(obj, *args, **kwargs)
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:
+        """Parse the command line, or one option of a class, in which names may be old."""
+        arguments = sys.argv[1:] if args is None else args
+        current = [current_option(current_paths(argument), self.moved) for argument in arguments]
+        return super().parse_args(current, *rest, **kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
         """Check a configuration; a wrong key is answered from the keys of its own level."""
