@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Mapping, MutableMapping
-from typing import Any
+from collections.abc import Mapping
+
+from jsonargparse import Namespace
 
 PATHS = {
     "callbacks.self_play": "callbacks.self_play_rounds",
@@ -61,8 +62,8 @@ def moved_arguments(cls: type) -> dict[str, str]:
     return moved
 
 
-def current_arguments(values: MutableMapping[str, Any], moved: Mapping[str, str]) -> None:
-    """Move the values of old arguments to the new ones, in place; `values` takes dotted keys (a `Namespace`)."""
+def current_arguments(values: Namespace, moved: Mapping[str, str]) -> None:
+    """Move the values of old arguments to the new ones, in place."""
     for old, new in moved.items():
         if old in values:
             _warn(old, new)

@@ -166,7 +166,11 @@ WRONG_IN_FILE = [
         "nowhere.IPO",
         "unknown class 'nowhere.IPO' for 'model.objective'; did you mean 'IPO'? (No module named 'nowhere')",
     ),
-    (f"{MODEL}.objective", {"class_path": "IPO", "init_args": {"beta": "high"}}, "model.objective.beta: Expected a"),
+    (
+        f"{MODEL}.objective",
+        {"class_path": "IPO", "init_args": {"beta": "high"}},
+        "model.objective.beta: Expected a <class 'float'>, got high",
+    ),
     (f"{MODEL}.optimizer.init_args.lrr", 1.0, "unknown key 'model.optimizer.lrr'; did you mean 'model.optimizer.lr'?"),
     (f"{MODEL}.optimizer.class_path", "AdamWW", "unknown class 'AdamWW' for 'model.optimizer'; did you mean 'AdamW'?"),
     (
@@ -203,8 +207,7 @@ def test_a_mistake_in_a_file_is_answered_in_one_line(
     key: str, value: Any, message: str, tmp_path: Path, parsed: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path, put(config(tmp_path), key, value))
-    told = refused(["fit", "--config", path], capsys)
-    assert told.startswith(message) if message.endswith("Expected a") else told == message
+    assert refused(["fit", "--config", path], capsys) == message
 
 
 WRONG_IN_COMMAND = [
@@ -214,6 +217,9 @@ WRONG_IN_COMMAND = [
     ("--model.objective=IP0", "unknown class 'IP0' for 'model.objective'; did you mean 'IPO'?"),
     ("--model.init_args.polcy=1", "unknown key 'model.polcy'; did you mean 'model.policy'?"),
     ("--data.batchsize=1", "unknown key 'data.batchsize'; did you mean 'data.batch_size'?"),
+    ("--zebra=1", "unknown key 'zebra'"),
+    ("--model.objective=Quagga", "unknown class 'Quagga' for 'model.objective'"),
+    ("--model.objective.quagga=1", "unknown key 'model.objective.quagga'"),
     ("--trainer.max_epochs=two", "trainer.max_epochs: Expected a <class 'int'>, got two"),
     (
         "--trainer.callbacks+=ModelCheckpont",
