@@ -1,4 +1,4 @@
-"""Which of a prompt's scored candidates become pairs: the rules of `PreferenceRounds`.
+"""Rules by which `PreferenceRounds` turns the scored candidates of a prompt into pairs.
 
 Legend: N prompts, K candidates of a prompt, P pairs. Scores: higher is better; NaN: no such candidate.
 """
@@ -22,7 +22,7 @@ class PairRule(Configurable):
     """Turns scores into pairs. A chosen candidate always scores strictly higher than the rejected one."""
 
     limit: int | None = None
-    """Pairs of a prompt at most; those of the widest gap stay, the first ones where gaps are equal."""
+    """Greatest number of pairs per prompt; those of the widest gap stay, the first ones where gaps are equal."""
 
     @abstractmethod
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
@@ -57,7 +57,7 @@ class AllPairs(PairRule):
 
     Args:
         gap: >= 0, in units of the score; 0 asks for any difference.
-        limit: pairs of a prompt at most, >= 1; None takes all.
+        limit: greatest number of pairs per prompt, >= 1; None takes all.
 
     Raises:
         ValueError: an argument out of range.
@@ -71,13 +71,13 @@ class AllPairs(PairRule):
         integer("limit", self.limit, optional=True)
 
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
-        """All of at least the gap."""
+        """All pairs of at least the gap."""
         return gaps >= self.gap
 
 
 @dataclass
 class BestWorst(PairRule):
-    """The best candidate against the worst, one pair a prompt; the first of equals.
+    """The best candidate against the worst, one pair per prompt; the first of equals.
 
     Args:
         gap: least difference, >= 0; 0 asks for any.
@@ -94,13 +94,13 @@ class BestWorst(PairRule):
         within("gap", self.gap, 0.0, math.inf, open_high=True)
 
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
-        """All of at least the gap; the widest stays."""
+        """All pairs of at least the gap; `limit` keeps the widest."""
         return gaps >= self.gap
 
 
 @dataclass
 class TruthAgainstWorst(PairRule):
-    """The ground truth against the worst sample, one pair a prompt; no pair where the truth does not score higher.
+    """The ground truth against the worst sample, one pair per prompt; no pair where the truth does not score higher.
 
     Args:
         gap: least difference, >= 0; 0 asks for any.
@@ -117,7 +117,7 @@ class TruthAgainstWorst(PairRule):
         within("gap", self.gap, 0.0, math.inf, open_high=True)
 
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
-        """The truth's row only."""
+        """The pairs whose chosen candidate is the truth."""
         if truth is None:
             raise ValueError("TruthAgainstWorst needs the ground truth as a candidate; set truth: true")
         chosen = torch.zeros_like(gaps, dtype=torch.bool)
@@ -136,7 +136,7 @@ class ThresholdGap(PairRule):
         threshold: least score of the chosen one.
         gap: least difference where the ground truth is chosen, >= 0.
         own_gap: the same where a sample is chosen, >= 0; None: `gap`.
-        limit: pairs of a prompt at most, >= 1; None takes all.
+        limit: greatest number of pairs per prompt, >= 1; None takes all.
 
     Raises:
         ValueError: an argument out of range.
@@ -154,14 +154,14 @@ class ThresholdGap(PairRule):
         integer("limit", self.limit, optional=True)
 
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
-        """Threshold on the chosen one, gaps by who made it, no rejected truth."""
+        """Threshold on the chosen one, a gap for samples and one for the truth, which is never rejected."""
         least = torch.full((scores.shape[1], 1), self.gap if self.own_gap is None else self.own_gap, dtype=gaps.dtype)
         if truth is not None:
             least[truth] = self.gap
-        good = (gaps >= least.to(gaps.device)) & (scores >= self.threshold)[:, :, None]
+        allowed = (gaps >= least.to(gaps.device)) & (scores >= self.threshold)[:, :, None]
         if truth is not None:
-            good[:, :, truth] = False
-        return good
+            allowed[:, :, truth] = False
+        return allowed
 
 
 def _widest(pairs: Tensor, gaps: Tensor, limit: int) -> Tensor:
@@ -171,5 +171,5 @@ def _widest(pairs: Tensor, gaps: Tensor, limit: int) -> Tensor:
     order = order[torch.sort(pairs[order, 0], stable=True).indices]
     prompt = pairs[order, 0]
     first = torch.searchsorted(prompt, prompt)
-    kept = order[torch.arange(len(order), device=order.device) - first < limit]
-    return pairs[kept.sort().values]
+    widest = order[torch.arange(len(order), device=order.device) - first < limit]
+    return pairs[widest.sort().values]

@@ -9,11 +9,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 
 from pl_prefopt.cli import PrefOptCLI, main
 from pl_prefopt.cli.renames import PATHS, current_paths
+from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.objectives import FDPO
-from tests.cli.test_main import config, write
+from tests.cli.test_main import config, put, write
 
 MOVED = {"max_length": "cut.longest", "side": "cut.side"}
 
@@ -95,3 +97,22 @@ def test_an_old_class_path_is_read(where: str, tmp_path: Path, built: None) -> N
     with pytest.warns(FutureWarning, match=r"has moved to pl_prefopt\.objectives\.divergence\.FDPO"):
         cli = main(["fit", "--config", write(tmp_path, values), *options])
     assert cli.model.objective == FDPO(beta=0.3)
+
+
+def test_a_run_of_an_older_version_is_resumed(tmp_path: Path) -> None:
+    """Its checkpoint names classes by the files that they were in, and lacks arguments that were added since."""
+    values = put(config(tmp_path), "model.init_args.objective", {"class_path": "FDPO", "init_args": {"beta": 0.3}})
+    args = ["fit", "--config", write(tmp_path, values)]
+    main(args)
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    saved = checkpoint["hyper_parameters"]
+    saved["objective"] = {"class_path": "pl_prefopt.objectives.pairwise.FDPO", "init_args": {"beta": 0.3}}
+    saved["policy"]["class_path"] = "pl_prefopt.policies.moved_since.CausalLM"
+    saved["reference"]["class_path"] = "pl_prefopt.references.AutoReference"
+    del saved["policy"]["init_args"]["seed"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    resumed = [*args, "--ckpt_path", str(tmp_path / "old.ckpt"), "--trainer.max_epochs=2"]
+    assert main(resumed).trainer.global_step == 6
+    assert TextPreferenceModule.load_from_checkpoint(tmp_path / "old.ckpt").objective == FDPO(beta=0.3)
+    with pytest.raises(ValueError, match=r"objective\.init_args\.beta: 0\.3 != 0\.2"):
+        main([*resumed, "--model.objective.beta=0.2"])
