@@ -15,7 +15,7 @@ import yaml
 
 from pl_prefopt.cli import PrefOptCLI, main
 from pl_prefopt.modules import TextPreferenceModule
-from pl_prefopt.objectives import DPO, IPO
+from pl_prefopt.objectives import DPO, IPO, SFT, WPO, Mixture
 from tests.runs import write_pairs
 from tests.tiny import QWEN2
 
@@ -138,6 +138,20 @@ def test_print_config_shows_every_setting(tmp_path: Path, capsys: pytest.Capture
     assert shown["model"]["init_args"]["optimizer"]["init_args"]["weight_decay"] == 0.01
     assert shown["data"]["init_args"]["max_length"] == 1024
     assert not {"optimizer", "lr_scheduler"} & shown.keys(), "no automatic optimizer"
+
+
+def test_what_print_config_writes_is_read_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PrefOptCLI, "_run_subcommand", lambda self, subcommand: None)
+    parts = "[{class_path: WPO, init_args: {objective: {class_path: DPO, init_args: {beta: 0.2}}}}, SFT]"
+    options = ["--model.objective=Mixture", f"--model.objective.objectives={parts}", "--model.objective.weights=[1, 2]"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", write(tmp_path, config(tmp_path)), *options, "--print_config"])
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(capsys.readouterr().out)
+    objective = main(["fit", "--config", str(printed), "--model.policy.seed=3"]).model.objective
+    assert objective == Mixture([WPO(DPO(0.2)), SFT()], [1.0, 2.0])
 
 
 MODEL = "model.init_args"
