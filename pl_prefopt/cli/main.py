@@ -32,7 +32,7 @@ RESUMED = (
 
 
 class Parser(LightningArgumentParser):
-    """Answers a wrong key or class with the nearest valid one, and nothing else."""
+    """Reads old names with a warning, and answers a wrong key or class in one line that names the nearest valid one."""
 
     moved: Mapping[str, str] = {}
     """Old argument -> new one, of the class whose arguments this parser reads."""
@@ -91,7 +91,7 @@ def argument_names(parser: argparse.ArgumentParser) -> set[str]:
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes config.yaml into the run folder and TensorBoard, and refuses to resume under another optimizer."""
+    """Saves config.yaml in the run folder and in TensorBoard, and refuses to resume under another optimizer."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the YAML text to TensorBoard."""
@@ -115,10 +115,10 @@ class RunConfig(SaveConfigCallback):
 
 
 class PrefOptCLI(LightningCLI):
-    """LightningCLI in subclass mode; what was typed wins over what a checkpoint remembers."""
+    """LightningCLI in subclass mode; the configuration takes precedence over the hyper-parameters of a checkpoint."""
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the configuration as typed; the module refuses a checkpoint of other hyper-parameters by name."""
+        """Leave the configuration as it is; the module refuses a checkpoint of other hyper-parameters by name."""
 
     def after_fit(self) -> None:
         """Print how the run ended on held-out data, and where its files are."""
@@ -130,7 +130,7 @@ class PrefOptCLI(LightningCLI):
         print("; ".join([*metrics, f"files in {folder}"]))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Read checkpoints as tensors and plain values unless the command line says otherwise."""
+        """Load checkpoints as tensors and plain values unless `weights_only` is set."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("weights_only") is None:
             kwargs["weights_only"] = True
