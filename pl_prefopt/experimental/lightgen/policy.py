@@ -17,8 +17,8 @@ from pl_prefopt.utilities.configurable import from_config
 
 if TYPE_CHECKING:
     from pl_prefopt.diffusion.conditioner import Conditioner
+    from pl_prefopt.experimental.lightgen import MaskedAutoregressive
     from pl_prefopt.experimental.lightgen.family import MaskedTokens
-    from pl_prefopt.experimental.lightgen.network import MaskedAutoregressive
 
 SIZES: dict[str, dict[str, int]] = {
     "base": {"width": 768, "heads": 12, "encoder_depth": 12, "decoder_depth": 12},
@@ -108,7 +108,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
         return network.train()
 
     def _network(self) -> MaskedAutoregressive:
-        from pl_prefopt.experimental.lightgen.network import MaskedAutoregressive
+        from pl_prefopt.experimental.lightgen import MaskedAutoregressive
 
         if self.pretrained is not None:
             return MaskedAutoregressive.from_pretrained(self.pretrained, use_safetensors=True)
@@ -117,7 +117,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
     def _sizes(self) -> dict[str, Any]:
         """Arguments of the network that is built or loaded."""
         if self.pretrained is not None:
-            from pl_prefopt.experimental.lightgen.network import MaskedAutoregressive
+            from pl_prefopt.experimental.lightgen import MaskedAutoregressive
 
             loaded: Any = MaskedAutoregressive.load_config(self.pretrained)
             return dict(loaded)
