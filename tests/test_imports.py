@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -52,36 +55,108 @@ def test_parts_are_reached_through_the_package() -> None:
         _ = pl_prefopt.nothing
 
 
-def imports(path: Path) -> set[str]:
-    """Modules that a file imports anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+# ---- the picture of imports: every import of every file counts, those in functions and under TYPE_CHECKING too ----
+
+LAYERS = (
+    ("utilities",),
+    ("losses", "metrics", "mixtures", "rounds", "scores"),
+    ("adapters", "diffusion", "logprobs", "objectives"),
+    ("policies",),
+    ("judges", "references"),
+    ("modules",),
+    ("experimental",),
+    ("callbacks", "datamodules"),
+    ("cli",),
+    ("demo",),
+    ("__init__", "__main__"),
+)
+"""A package imports from itself and from the packages of the rows above its own; never from its own row."""
+APART = {"callbacks": {"modules", "experimental"}, "datamodules": {"modules", "experimental"}, "cli": {"experimental"}}
+"""Rows above that a package does not import from all the same: the command line finds experiments by name."""
+LIGHT = ("adapters", "diffusion", "judges", "logprobs", "losses", "mixtures", "objectives", "policies", "references")
+LIGHT = (*LIGHT, "rounds", "scores", "utilities")
+"""Packages in which heavy libraries are imported where they are used, not at the top."""
+
+
+def source_files() -> dict[str, Path]:
+    """Dotted name -> file of every module of the library; a package is the name of its `__init__`."""
+    files = [p for p in (ROOT / "pl_prefopt").rglob("*.py") if not {"callbacks", "datamodules"} & set(p.parts)]
+    files += [p for folder in ("callbacks", "datamodules") for p in (ROOT / folder).rglob("*.py")]
+    names = {}
+    for path in files:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = parts if parts[0] == "pl_prefopt" else ("pl_prefopt", *parts)
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+FILES = source_files()
+
+
+def package(module: str) -> str:
+    """The package below `pl_prefopt` that a module belongs to."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imported(nodes: Iterable[ast.AST]) -> set[str]:
+    """Dotted names that import statements among the nodes name: modules, and names of modules."""
+    names = set()
+    for node in nodes:
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            assert node.level == 0, "relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-SOURCES = [p for folder in ("pl_prefopt", "callbacks", "datamodules") for p in sorted((ROOT / folder).rglob("*.py"))]
+def edges(module: str) -> set[str]:
+    """Modules of the library that a module imports."""
+    names = imported(ast.walk(ast.parse(FILES[module].read_text())))
+    ours = {name for name in names if name.partition(".")[0] == "pl_prefopt"}
+    return {name if name in FILES else name.rpartition(".")[0] for name in ours} - {module}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=[str(p.relative_to(ROOT)) for p in SOURCES])
-def test_imports_point_one_way_and_to_one_lightning(path: Path) -> None:
-    names, where = imports(path), str(path.relative_to(ROOT))
-    forbidden = ["pytorch_lightning", "lightning_fabric", "datamodules", "callbacks"]
-    if where.startswith("callbacks/") or "/callbacks/" in where:
-        forbidden += ["pl_prefopt.modules", "pl_prefopt.datamodules"]
-    core = not where.startswith(("callbacks", "datamodules", "pl_prefopt/callbacks", "pl_prefopt/datamodules"))
-    if core and not where.startswith(
-        ("pl_prefopt/__init__", "pl_prefopt/_registry", "pl_prefopt/cli", "pl_prefopt/demo")
-    ):
-        forbidden += ["pl_prefopt.callbacks", "pl_prefopt.datamodules"]
-    if where.startswith("pl_prefopt/losses"):
-        forbidden += ["lightning", "pl_prefopt.objectives", "pl_prefopt.modules"]
-    if where.startswith("pl_prefopt/objectives"):
-        forbidden += ["lightning", "pl_prefopt.modules"]
-    wrong = {n for n in names for f in forbidden if n == f or n.startswith(f + ".")}
-    assert not wrong
+GRAPH = {module: edges(module) for module in FILES}
+
+
+def test_every_package_has_a_layer_and_every_import_leads_to_a_file() -> None:
+    assert {package(module) for module in FILES} == {name for row in LAYERS for name in row}
+    assert {target for targets in GRAPH.values() for target in targets} <= FILES.keys()
+
+
+def test_imports_go_to_lower_layers_only() -> None:
+    level = {name: i for i, row in enumerate(LAYERS) for name in row}
+    back = [
+        f"{module} -> {target}"
+        for module, targets in GRAPH.items()
+        for target in targets
+        if (here := package(module)) != (there := package(target))
+        and (level[there] >= level[here] or there in APART.get(here, ()))
+    ]
+    assert back == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = TopologicalSorter(GRAPH)
+    try:
+        graph.prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_nothing_private_and_no_second_lightning_is_imported(module: str) -> None:
+    names = imported(ast.walk(ast.parse(FILES[module].read_text())))
+    ours = [name for name in names if name.partition(".")[0] == "pl_prefopt"]
+    private = [name for name in ours if any(re.match(r"_(?!_)", part) for part in name.split("."))]
+    assert private == []
+    roots = {name.partition(".")[0] for name in names}
+    assert not roots & {"pytorch_lightning", "lightning_fabric", "datamodules", "callbacks", "tests", "benchmarks"}
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if package(module) in LIGHT])
+def test_light_packages_import_heavy_libraries_where_they_use_them(module: str) -> None:
+    at_the_top = imported(ast.parse(FILES[module].read_text()).body)
+    assert not {name.partition(".")[0] for name in at_the_top} & set(HEAVY)

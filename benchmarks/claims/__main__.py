@@ -1,4 +1,4 @@
-"""Try every claim over seeds and write docs/claims.md with pictures.
+"""Try every claim over seeds and write docs/claims.md with figures.
 
     python -m benchmarks.claims                       # all, two processes with one thread each
     python -m benchmarks.claims --only text_noise     # one, and the page with what the others left in runs/claims

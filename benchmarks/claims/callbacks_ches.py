@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.claims import pictures, train
+from benchmarks.claims import figures, train
 from benchmarks.claims.fit import MemoryData, fit
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.callbacks import CHESFilter
@@ -63,16 +63,16 @@ def gain(key: str, other: str, result: Result) -> float:
 
 def figure(results: Sequence[Result]) -> Figure:
     """Change of the chosen log-probability on both sets of pairs, and reward."""
-    picture, axes = pictures.canvas(3, 11.0, 3.6)
+    fig, axes = figures.canvas(3, 11.0, 3.6)
     labels = {
         "trained": "change of log P(chosen), trained pairs",
         "every": "change of log P(chosen), all pairs",
         "reward": "expected reward, exact",
     }
     for ax, (key, label) in zip(axes, labels.items(), strict=True):
-        pictures.dots(ax, [(n, [r[n][key] for r in results]) for n in NAMES])
+        figures.dots(ax, [(n, [r[n][key] for r in results]) for n in NAMES])
         ax.set(ylabel=label)
-    return picture
+    return fig
 
 
 CLAIM = Claim(

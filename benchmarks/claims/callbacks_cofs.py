@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from torch import nn
 
-from benchmarks.claims import pictures, train
+from benchmarks.claims import figures, train
 from benchmarks.claims.fit import MemoryData, fit, with_lora
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.adapters.cofs import mix_on_memory
@@ -90,11 +90,11 @@ def gain(result: Result, domain: int | None) -> float:
 
 def figure(results: Sequence[Result]) -> Figure:
     """Reward on both domains per method."""
-    picture, axes = pictures.canvas(2, 9.0)
+    fig, axes = figures.canvas(2, 9.0)
     for domain, ax in enumerate(axes):
-        pictures.dots(ax, [(n, [r["rewards"][n][domain] for r in results]) for n in NAMES])
+        figures.dots(ax, [(n, [r["rewards"][n][domain] for r in results]) for n in NAMES])
         ax.set(title=f"domain {domain + 1}: {DOMAINS[domain][1]}", ylabel="expected reward, exact")
-    return picture
+    return fig
 
 
 CLAIM = Claim(
@@ -103,7 +103,8 @@ CLAIM = Claim(
     paper="COFS-DPO, 2406.05534; only the abstract was read",
     setup=f"Domain 1 prefers sentiment about three topics, domain 2 brevity about three others. {STEPS} steps of "
     f"fast-slow DPO (LoRA, beta {BETA}) per domain; in turn: the adapter of the first goes on with the second; COFS: "
-    f"both from new, mixed with the lambda of the lowest DPO loss on {MEMORY} remembered pairs of each domain.",
+    f"both trained from scratch, mixed with the lambda of the lowest DPO loss on {MEMORY} remembered pairs of each "
+    "domain.",
     run=run,
     effects=(
         Effect("reward on the first domain, COFS minus in turn", lambda r: gain(r, 0), low=0),
@@ -117,7 +118,7 @@ CLAIM = Claim(
     ),
     figure=figure,
     tried="A first version had sentiment as the reward of both domains, on topics with nearly opposite words: the "
-    "model told them apart by the prompt, forgot .09 only, and COFS changed nothing on the first domain (one seed). "
+    "model distinguished them by the prompt, forgot only .09, and COFS changed nothing on the first domain (one seed). "
     "In one of five seeds the run in turn failed on the second domain (its texts became longer).",
     cost=2.0,
 )

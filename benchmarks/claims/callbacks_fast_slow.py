@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.claims import pictures, train
+from benchmarks.claims import figures, train
 from benchmarks.claims.fit import MemoryData, Watch, fit, with_lora
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.callbacks import FastSlowLoRA
@@ -41,7 +41,7 @@ def stream(seed: int) -> train.Batch:
 
 
 def run(seed: int) -> Result:
-    """Exact reward under the preference of the moment, every EVERY steps, per method."""
+    """Exact reward under the current preference, every EVERY steps, per method."""
     rows = stream(seed)
     plan: dict[str, list[pl.Callback]] = {
         "DPO": [],
@@ -64,38 +64,38 @@ def _follow(seed: int, rows: train.Batch, callbacks: list[pl.Callback]) -> list[
 
 
 def gain(result: Result) -> float:
-    """Mean over time of the reward of the moment, fast-slow minus DPO."""
+    """Mean over time of the current reward, fast-slow minus DPO."""
     return float(np.mean(result["fast-slow"]) - np.mean(result["DPO"]))
 
 
 def figure(results: Sequence[Result]) -> Figure:
-    """Reward of the moment over time."""
-    picture, (ax,) = pictures.canvas()
+    """Current reward over time."""
+    fig, (ax,) = figures.canvas()
     steps = list(range(EVERY, STEPS + 1, EVERY))
-    for name, colour in zip(NAMES, pictures.COLOURS, strict=False):
-        pictures.band(ax, steps, [r[name] for r in results], name, colour)
-    ax.set(xlabel="optimizer step", ylabel="reward under the preference of the moment, exact")
+    for name, colour in zip(NAMES, figures.COLOURS, strict=False):
+        figures.band(ax, steps, [r[name] for r in results], name, colour)
+    ax.set(xlabel="optimizer step", ylabel="reward under the current preference, exact")
     ax.legend(frameon=False)
-    return picture
+    return fig
 
 
 CLAIM = Claim(
-    statement="When preferences drift online, fast-slow chasing has more reward of the moment than plain DPO",
+    statement="When preferences drift online, fast-slow chasing has more current reward than plain DPO",
     paper="OFS-DPO, 2406.05534; no number of the paper was found",
     setup=f"A stream of {STEPS} steps of {SIZE} fresh pairs whose preference turns from sentiment to brevity to the "
     f"opposite of sentiment; LoRA, beta {BETA}, lr {LR} for DPO and for the fast adapter, alpha {ALPHA}, slow over "
     f"fast {RATIO}, roles decided every {SWAP} steps, preference changed every {EVERY}. Exact reward under the "
-    "preference of the moment, mean over the stream.",
+    "current preference, mean over the stream.",
     run=run,
     effects=(
-        Effect("reward of the moment, fast-slow minus DPO", gain, low=0, digits=3),
-        Effect("reward of the moment, DPO", lambda r: float(np.mean(r["DPO"])), digits=3),
+        Effect("current reward, fast-slow minus DPO", gain, low=0, digits=3),
+        Effect("current reward, DPO", lambda r: float(np.mean(r["DPO"])), digits=3),
     ),
     figure=figure,
     tried="Fast-slow is ahead in three seeds of five, most in the one where DPO drifts off for a while, and behind in "
     "two, in one of which it drifts off itself: at this constant learning rate both lose track in some seeds, which "
     "makes the interval wide. Lower rates were not tried. Before, with one seed and a preference that changed every "
-    "10 steps: alpha 1 with roles decided every 10 steps had .07 less reward of the moment than DPO, equal rates with "
+    "10 steps: alpha 1 with roles decided every 10 steps had .07 less current reward than DPO, equal rates with "
     "roles decided every 5 steps .06 more, DPO at twice the rate .02 more.",
     cost=2.0,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,11 +15,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.intervals import Interval, interval
+from pl_prefopt.utilities.files import write_json
 
 HERE = Path(__file__).parent
 SHARED = ("train", "fit")
 Result = dict[str, Any]
-"""What one seed gives: plain JSON values."""
+"""The result of one seed: plain JSON values."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,18 @@ class Effect:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of a paper, how it is tried, and when it holds.
+    """A claim of a paper, the experiment that tests it, and when it holds.
 
     Args:
         statement: the claim.
-        paper: who says so.
+        paper: its source.
         setup: what is run, in one or two sentences.
         run: seed -> plain JSON values; all randomness comes from the seed.
         effects: numbers over seeds; the claim holds when all that decide lie inside their bounds.
-        figure: results of all seeds -> picture.
-        tried: what else was tried and how it came out; for a claim that does not show, why that may be.
-        cost: relative cost of one seed, so that the longest run first.
-        seeds: how many, where the effect needs more than five to be told.
+        figure: results of all seeds -> figure.
+        tried: what else was tried, with its result; for a claim that does not show, a possible reason.
+        cost: relative cost of one seed, so that the most expensive ones start first.
+        seeds: how many; more than five where the effect is small.
     """
 
     statement: str
@@ -89,8 +89,8 @@ class Claim:
 
 def names() -> list[str]:
     """All claims, text first."""
-    found = [m.name for m in iter_modules([str(HERE)]) if m.name.startswith(("text_", "callbacks_"))]
-    return sorted(found, key=lambda n: (not n.startswith("text_"), n))
+    claims = [m.name for m in iter_modules([str(HERE)]) if m.name.startswith(("text_", "callbacks_"))]
+    return sorted(claims, key=lambda n: (not n.startswith("text_"), n))
 
 
 def load(name: str) -> Claim:
@@ -120,22 +120,19 @@ def _running_part(tree: ast.Module) -> ast.Module:
 
 
 def result_file(folder: Path, name: str, seed: int) -> Path:
-    """Where a seed's result lies."""
+    """The file of a seed's result."""
     return folder / f"{name}-{seed}.json"
 
 
 def write_result(folder: Path, name: str, seed: int, values: Result, seconds: float) -> None:
-    """Write a seed's result, complete or not at all."""
+    """Write a seed's result atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     body = {"claim": name, "seed": seed, "code": digest(name), "seconds": seconds, "values": values}
-    file = result_file(folder, name, seed)
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_text(json.dumps(body), encoding="utf-8")
-    os.replace(part, file)
+    write_json(result_file(folder, name, seed), body)
 
 
 def read_result(folder: Path, name: str, seed: int, *, stale: bool = False) -> dict[str, Any] | None:
-    """A seed's file, or None if there is none that the present code has made; `stale` takes any."""
+    """A seed's file, or None if the present code has not written one; `stale` accepts that of any code."""
     file = result_file(folder, name, seed)
     if not file.exists():
         return None
@@ -178,7 +175,7 @@ def page(outcomes: Sequence[Outcome], how: Mapping[str, str]) -> str:
         "",
         "Written by `python -m benchmarks.claims`; do not edit. Small language models are trained in the sentiment",
         "world (`pl_prefopt.demo`), where reward, KL, entropy and length are exact sums over every text, so the spread",
-        "between seeds (start, data, order) is all the noise there is. An effect is the mean over seeds with its 95%",
+        "between seeds (start, data, order) is the only noise. An effect is the mean over seeds with its 95%",
         "Student-t interval; a claim holds when the whole interval of every deciding effect lies inside the bound that",
         "its script states. A claim that holds here holds in this small world only, and one that does not show may",
         "still be true elsewhere.",
@@ -217,11 +214,11 @@ def section(outcome: Outcome) -> list[str]:
 
 
 def write_page(docs: Path, outcomes: Sequence[Outcome], how: Mapping[str, str]) -> Path:
-    """Write docs/claims.md and one small picture per claim."""
-    pictures = docs / "images" / "claims"
-    pictures.mkdir(parents=True, exist_ok=True)
+    """Write docs/claims.md and one small figure per claim."""
+    folder = docs / "images" / "claims"
+    folder.mkdir(parents=True, exist_ok=True)
     for o in outcomes:
-        o.claim.figure(o.results).savefig(pictures / f"{o.name}.png", dpi=80)
+        o.claim.figure(o.results).savefig(folder / f"{o.name}.png", dpi=80)
     target = docs / "claims.md"
     target.write_text(page(outcomes, how), encoding="utf-8")
     return target

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from benchmarks.claims import pictures, train
+from benchmarks.claims import figures, train
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.objectives import DPO
 from pl_prefopt.policies import CausalLM
@@ -101,13 +101,13 @@ def log_margin(result: Result) -> float:
 
 def figure(results: Sequence[Result]) -> Figure:
     """Change of every answer's probability under both pairs."""
-    picture, axes = pictures.canvas(2, 9.5)
+    fig, axes = figures.canvas(2, 9.5)
     for ax, pair in zip(axes, PAIRS, strict=True):
-        pictures.dots(ax, [(w, [change(r, pair, [w]) for r in results]) for w in NAMES])
-        ax.axhline(0, color=pictures.INK, lw=0.8)
+        figures.dots(ax, [(w, [change(r, pair, [w]) for r in results]) for w in NAMES])
+        ax.axhline(0, color=figures.INK, lw=0.8)
         ax.tick_params(axis="x", labelsize=7, rotation=45)
         ax.set(title=f"DPO on {pair}", ylabel="change of probability", ylim=(-0.5, 0.5))
-    return picture
+    return fig
 
 
 CLAIM = Claim(

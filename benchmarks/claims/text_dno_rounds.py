@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from matplotlib.figure import Figure
 from torch import nn
 
-from benchmarks.claims import pictures, train
+from benchmarks.claims import figures, train
 from benchmarks.claims.fit import MemoryData, fit
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.callbacks import PreferenceRounds
@@ -73,16 +73,16 @@ def _offline(begin: nn.Module, seed: int, ends: Sequence[Result]) -> list[Result
 
 def figure(results: Sequence[Result]) -> Figure:
     """Reward per round, and reward against KL."""
-    picture, axes = pictures.canvas(2, 9.0)
+    fig, axes = figures.canvas(2, 9.0)
     for key, label, colour in (("rounds", "DNO rounds", 0), ("offline", "offline DPO", 1)):
         runs = [[r["start"], *r[key]] for r in results]
         axes[0].set(xlabel="round, or as many steps", ylabel="expected reward, exact")
-        pictures.band(axes[0], range(len(runs[0])), [[m["reward"] for m in r] for r in runs], label,
-                      pictures.COLOURS[colour])  # fmt: skip
-        pictures.paths(axes[1], [[(m["kl"], m["reward"]) for m in r] for r in runs], label, pictures.COLOURS[colour])
+        figures.band(axes[0], range(len(runs[0])), [[m["reward"] for m in r] for r in runs], label,
+                      figures.COLOURS[colour])  # fmt: skip
+        figures.paths(axes[1], [[(m["kl"], m["reward"]) for m in r] for r in runs], label, figures.COLOURS[colour])
     axes[1].set(xlabel="KL(policy ‖ start), nats, exact", ylabel="expected reward, exact")
     axes[0].legend(frameon=False)
-    return picture
+    return fig
 
 
 def last(result: Result, key: str) -> float:
@@ -91,7 +91,7 @@ def last(result: Result, key: str) -> float:
 
 
 CLAIM = Claim(
-    statement="Rounds of own samples (DNO) go on improving and end with more reward than offline DPO",
+    statement="Rounds of own samples (DNO) keep improving and end with more reward than offline DPO",
     paper="Rosset et al. 2024, 2404.03715, verified there: AlpacaEval 2.0 24.97 against 18.22 of offline DPO",
     setup=f"{ROUNDS} rounds of PreferenceRounds with {CANDIDATES} samples of each of the eight prompts and the ground "
     f"truth, DNO-Prct's rule and replay, the last iterate as reference; beta {BETA}, lr {LR}. Offline: as many steps "

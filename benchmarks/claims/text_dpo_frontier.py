@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import nn
 
-from benchmarks.claims import pictures, train
+from benchmarks.claims import figures, train
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.demo.text.exact import Enumeration, frontier
 from pl_prefopt.demo.text.pairs import Recipe
@@ -74,15 +74,15 @@ def highest(result: Result) -> float:
 
 def figure(results: Sequence[Result]) -> Figure:
     """Reward against KL."""
-    picture, (ax,) = pictures.canvas()
+    fig, (ax,) = figures.canvas()
     for i, beta in enumerate(BETAS):
-        pictures.paths(ax, [r["dpo"][i] for r in results], f"DPO, beta {beta}", pictures.COLOURS[i])
-    pictures.paths(ax, [r["sft"] for r in results], "SFT on chosen", pictures.COLOURS[4])
+        figures.paths(ax, [r["dpo"][i] for r in results], f"DPO, beta {beta}", figures.COLOURS[i])
+    figures.paths(ax, [r["sft"] for r in results], "SFT on chosen", figures.COLOURS[4])
     x, y = zip(*results[0]["best"], strict=True)
-    ax.plot(x, y, color=pictures.SOFT, lw=2, label="best possible")
+    ax.plot(x, y, color=figures.SOFT, lw=2, label="best possible")
     ax.set(xlabel="KL(policy ‖ start), nats, exact", ylabel="expected reward, exact", xlim=(-0.05, 2.5))
     ax.legend(frameon=False)
-    return picture
+    return fig
 
 
 CLAIM = Claim(

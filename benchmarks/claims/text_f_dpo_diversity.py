@@ -7,7 +7,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from benchmarks.claims import pictures, train
+from benchmarks.claims import figures, train
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.demo.text.pairs import Recipe
 from pl_prefopt.demo.text.world import SentimentWorld
@@ -42,17 +42,17 @@ def gap(beta: int, high: str, low: str, key: str, result: Result) -> float:
 
 def figure(results: Sequence[Result]) -> Figure:
     """Entropy and reward per divergence and beta."""
-    picture, axes = pictures.canvas(2, 9.5)
+    fig, axes = figures.canvas(2, 9.5)
     for ax, key, unit in zip(axes, ("entropy", "reward"), ("entropy, nats", "expected reward"), strict=True):
         groups = [
             (f"{label}\nβ {beta:g}", [r[name][i][key] for r in results])
             for i, beta in enumerate(BETAS)
             for name, label in DIVERGENCES.items()
         ]
-        pictures.dots(ax, groups, pictures.COLOURS[: len(DIVERGENCES)])
+        figures.dots(ax, groups, figures.COLOURS[: len(DIVERGENCES)])
         ax.tick_params(axis="x", labelsize=7)
         ax.set(ylabel=f"{unit}, exact")
-    return picture
+    return fig
 
 
 CLAIM = Claim(

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from benchmarks.claims import pictures, train
+from benchmarks.claims import figures, train
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.demo.text.pairs import Recipe
 from pl_prefopt.demo.text.world import SentimentWorld
@@ -61,10 +61,10 @@ def ndcg(begin: nn.Module, ended: nn.Module, objective: Objective, lists: train.
 
 def figure(results: Sequence[Result]) -> Figure:
     """NDCG per method."""
-    picture, (ax,) = pictures.canvas()
-    pictures.dots(ax, [(name, [r[name] for r in results]) for name in NAMES])
+    fig, (ax,) = figures.canvas()
+    figures.dots(ax, [(name, [r[name] for r in results]) for name in NAMES])
     ax.set(ylabel="NDCG on held-out lists")
-    return picture
+    return fig
 
 
 CLAIM = Claim(

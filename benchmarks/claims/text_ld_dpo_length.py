@@ -1,4 +1,4 @@
-"""LD-DPO's shorter output when labels like length for no reason."""
+"""LD-DPO's shorter output when labels favour length."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from benchmarks.claims import pictures, train
+from benchmarks.claims import figures, train
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.demo.text.pairs import Recipe
 from pl_prefopt.demo.text.world import SentimentWorld
@@ -43,19 +43,19 @@ def gain(result: Result, which: int) -> float:
 
 def figure(results: Sequence[Result]) -> Figure:
     """Length and reward per alpha."""
-    picture, axes = pictures.canvas(2, 9.0)
+    fig, axes = figures.canvas(2, 9.0)
     for ax, key, unit in zip(axes, ("length", "reward"), ("expected length, words", "expected reward"), strict=True):
         groups = [("start", [r["start"][key] for r in results])]
         groups += [
             (f"alpha {a:g}" if a < 1 else "DPO", [r["ends"][i][key] for r in results]) for i, a in enumerate(ALPHAS)
         ]
-        pictures.dots(ax, groups)
+        figures.dots(ax, groups)
         ax.set(ylabel=f"{unit}, exact")
-    return picture
+    return fig
 
 
 CLAIM = Claim(
-    statement="When labels like length for no reason, LD-DPO writes 10-40% shorter than DPO at no loss of reward",
+    statement="When labels favour length, LD-DPO writes 10-40% shorter texts than DPO without loss of reward",
     paper="2409.06411; unverified",
     setup=f"4,000 pairs whose labels add {BIAS} per word to the reward (temperature .5); {STEPS} steps, beta {BETA} "
     f"and alpha 1 (DPO), .5 and 0. No loss: the interval of the difference of reward lies above -{SLACK}.",

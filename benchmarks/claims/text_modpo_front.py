@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from matplotlib.figure import Figure
 
-from benchmarks.claims import pictures, train
+from benchmarks.claims import figures, train
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.demo.text.pairs import Recipe
 from pl_prefopt.demo.text.world import SentimentWorld
@@ -59,16 +59,16 @@ def smallest_step(result: Result) -> float:
 
 def figure(results: Sequence[Result]) -> Figure:
     """Brevity against sentiment."""
-    picture, (ax,) = pictures.canvas()
-    pictures.paths(ax, [[(p["sentiment"], p["brevity"]) for p in r["points"]] for r in results],
-                   "MODPO between DPO on each objective", pictures.COLOURS[0])  # fmt: skip
+    fig, (ax,) = figures.canvas()
+    figures.paths(ax, [[(p["sentiment"], p["brevity"]) for p in r["points"]] for r in results],
+                   "MODPO between DPO on each objective", figures.COLOURS[0])  # fmt: skip
     for which, colour, label in ((0, 1, "DPO on brevity"), (-1, 2, "DPO on sentiment")):
         ends = [r["points"][which] for r in results]
         ax.plot([p["sentiment"] for p in ends], [p["brevity"] for p in ends], "o", ms=7,
-                color=pictures.COLOURS[colour], label=label)  # fmt: skip
+                color=figures.COLOURS[colour], label=label)  # fmt: skip
     ax.set(xlabel="expected sentiment, exact", ylabel="expected brevity, exact")
     ax.legend(frameon=False)
-    return picture
+    return fig
 
 
 CLAIM = Claim(

@@ -8,7 +8,7 @@ from functools import partial
 from matplotlib.figure import Figure
 from torch import nn
 
-from benchmarks.claims import pictures, train
+from benchmarks.claims import figures, train
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.demo.text.exact import Enumeration, measure
 from pl_prefopt.demo.text.pairs import Recipe
@@ -56,12 +56,12 @@ def gain(flip: float, method: str, key: str, result: Result) -> float:
 
 def figure(results: Sequence[Result]) -> Figure:
     """Reward per method and share of flipped labels."""
-    picture, axes = pictures.canvas(len(FLIPS), 9.0)
+    fig, axes = figures.canvas(len(FLIPS), 9.0)
     for ax, flip in zip(axes, FLIPS, strict=True):
-        pictures.dots(ax, [(name, [r[str(flip)][name]["reward"] for r in results]) for name in methods(flip)])
+        figures.dots(ax, [(name, [r[str(flip)][name]["reward"] for r in results]) for name in methods(flip)])
         ax.set(ylabel="expected reward, exact", title=f"{flip:.0%} of the labels flipped")
         ax.tick_params(axis="x", labelsize=8)
-    return picture
+    return fig
 
 
 def effects() -> tuple[Effect, ...]:
@@ -82,8 +82,8 @@ CLAIM = Claim(
     statement="When labels are flipped, ADPO with soft labels and robust DPO reach more reward than DPO",
     paper="ADPO: 2510.18913, unverified; robust DPO: Chowdhury et al. 2024, 2403.00409, unverified",
     setup=f"3,000 pairs (temperature .5) of whose labels 20% or 40% are flipped; {STEPS} steps with beta {BETA} (ADPO: "
-    f"tau {1 / BETA:.2f}). Robust DPO knows the share. ADPO takes the true probability of every label, noise included, "
-    "as its soft target. Accuracy is that of the implicit reward on noise-free pairs never trained on.",
+    f"tau {1 / BETA:.2f}). Robust DPO is given the share. ADPO takes the true probability of every label, noise "
+    "included, as its soft target. Accuracy is that of the implicit reward on noise-free pairs never trained on.",
     run=run,
     effects=effects(),
     figure=figure,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.claims import pictures, train
+from benchmarks.claims import figures, train
 from benchmarks.claims.frame import Claim, Effect, Result
 from pl_prefopt.demo.text.pairs import Recipe
 from pl_prefopt.demo.text.world import SentimentWorld
@@ -52,15 +52,15 @@ def saving(quantity: str, result: Result) -> float:
 
 def figure(results: Sequence[Result]) -> Figure:
     """Both KL against reward."""
-    picture, axes = pictures.canvas(2, 9.0)
+    fig, axes = figures.canvas(2, 9.0)
     for ax, key, name in zip(
         axes, ("kl_from_reference", "kl"), ("KL(start ‖ policy)", "KL(policy ‖ start)"), strict=True
     ):
-        for (method, label), colour in zip({"dpo": "DPO", "tdpo2": "TDPO2"}.items(), pictures.COLOURS, strict=False):
-            pictures.paths(ax, [[(m[key], m["reward"]) for m in r[method]] for r in results], label, colour)
+        for (method, label), colour in zip({"dpo": "DPO", "tdpo2": "TDPO2"}.items(), figures.COLOURS, strict=False):
+            figures.paths(ax, [[(m[key], m["reward"]) for m in r[method]] for r in results], label, colour)
         ax.set(xlabel=f"{name}, nats, exact", ylabel="expected reward, exact")
         ax.legend(frameon=False)
-    return picture
+    return fig
 
 
 CLAIM = Claim(

@@ -10,30 +10,58 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from pl_prefopt.cli.messages import shorten, unknown_key
 from pl_prefopt.cli.registry import import_classes
+from pl_prefopt.cli.renames import current_arguments, current_option, current_paths, moved_arguments
 from pl_prefopt.modules.checkpoints import compare_hparams
 
 RESUMED = (
     "model.init_args.optimizer", "model.init_args.lr_scheduler", "trainer.accumulate_grad_batches",
     "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.precision",
 )  # fmt: skip
-"""Settings outside the module's hparams under which a run cannot be continued with other values."""
+"""Settings outside the module's hyper-parameters that must not change when a run is resumed."""
 
 
 class Parser(LightningArgumentParser):
-    """Answers a wrong key or class with the nearest valid one, and nothing else."""
+    """Reads old names with a warning, and answers a wrong key or class in one line that names the nearest valid one."""
+
+    moved: Mapping[str, str] = {}
+    """Old argument -> new one, of the class whose arguments this parser reads."""
+
+    def add_class_arguments(self, theclass: type, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Remember the arguments of the class that have moved."""
+        if nested_key is None:
+            self.moved = moved_arguments(theclass)
+        return super().add_class_arguments(theclass, nested_key, *args, **kwargs)
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse the text of a configuration file, in which classes may have old paths."""
+        return super().parse_string(current_paths(content), *args, **kwargs)
+
+    def parse_object(self, obj: Namespace | dict[str, Any], *args: Any, **kwargs: Any) -> Namespace:
+        """Parse arguments of a class, which may have old names."""
+        if self.moved.keys() & obj.keys():
+            obj = Namespace(obj)
+            current_arguments(obj, self.moved)
+        return super().parse_object(obj, *args, **kwargs)
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:
+        """Parse the command line, or one option of a class, in which names may be old."""
+        arguments = sys.argv[1:] if args is None else args
+        current = [current_option(current_paths(argument), self.moved) for argument in arguments]
+        return super().parse_args(current, *rest, **kwargs)
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
-        """Check a configuration; a wrong key is answered from the keys of its own level."""
+        """Check a configuration; the answer to a wrong key names the nearest key of its own level."""
         try:
             super().validate(*args, **kwargs)
         except KeyError as error:
@@ -47,8 +75,8 @@ class Parser(LightningArgumentParser):
         """Print one line and exit with status 2."""
         if not self.exit_on_error:
             super().error(message, ex)
-        if found := re.search(r"[Uu]nrecognized arguments: -*([^\s=]+)", message):
-            message = unknown_key(found[1], argument_names(self))
+        if match := re.search(r"[Uu]nrecognized arguments: -*([^\s=]+)", message):
+            message = unknown_key(match[1], argument_names(self))
         sys.stderr.write(f"pl-prefopt: error: {shorten(message)}\n")
         raise SystemExit(2)
 
@@ -63,10 +91,10 @@ def argument_names(parser: argparse.ArgumentParser) -> set[str]:
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes config.yaml into the run folder and TensorBoard, and refuses to resume under another optimiser."""
+    """Saves config.yaml in the run folder and in TensorBoard, and refuses to resume under another optimizer."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Show the YAML text in TensorBoard."""
+        """Write the YAML text to TensorBoard."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 text = self.parser.dump(self.config, skip_none=False)
@@ -82,27 +110,27 @@ class RunConfig(SaveConfigCallback):
         Raises:
             ValueError: listing `name: value in the checkpoint != configured value`.
         """
-        own = self.state_dict()
-        compare_hparams({key: own[key] for key in own.keys() & state_dict.keys()}, state_dict)
+        configured = self.state_dict()
+        compare_hparams({key: configured[key] for key in configured.keys() & state_dict.keys()}, state_dict)
 
 
 class PrefOptCLI(LightningCLI):
-    """LightningCLI in subclass mode; what was typed wins over what a checkpoint remembers."""
+    """LightningCLI in subclass mode; the configuration takes precedence over the hyper-parameters of a checkpoint."""
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the configuration as typed; the module refuses a checkpoint of other hyper-parameters by name."""
+        """Leave the configuration as it is; the module refuses a checkpoint of other hyper-parameters by name."""
 
     def after_fit(self) -> None:
-        """Say how the run ended on held-out data, and where its files lie."""
-        folder = self.trainer.log_dir or self.trainer.default_root_dir  # asks all ranks
+        """Print how the run ended on held-out data, and where its files are."""
+        folder = self.trainer.log_dir or self.trainer.default_root_dir  # a collective: every rank has to call it
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         values = self.trainer.callback_metrics
-        told = [f"{k} {float(v):.4f}" for k, v in values.items() if re.fullmatch(r"val/(.+/)?(accuracy|loss)", k)]
-        print("; ".join([*told, f"files in {folder}"]))
+        metrics = [f"{k} {float(v):.4f}" for k, v in values.items() if re.fullmatch(r"val/(.+/)?(accuracy|loss)", k)]
+        print("; ".join([*metrics, f"files in {folder}"]))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Read checkpoints as tensors and plain values unless the command line says otherwise."""
+        """Load checkpoints as tensors and plain values unless `weights_only` is set."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("weights_only") is None:
             kwargs["weights_only"] = True
@@ -110,10 +138,10 @@ class PrefOptCLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> PrefOptCLI:
-    """Run the command line; returns the CLI object, with its trainer, model and datamodule.
+    """Run the command line and return the CLI object, with its trainer, model and datamodule.
 
     Args:
-        args: what follows `pl-prefopt`; None reads the process's own arguments.
+        args: the arguments after `pl-prefopt`; None reads those of the process.
 
     Raises:
         SystemExit: a wrong key or value, with one line on stderr.
@@ -121,7 +149,7 @@ def main(args: list[str] | None = None) -> PrefOptCLI:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=r".*Found \d+ module\(s\) in eval mode.*")
-    warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.")  # theirs to mend
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.")  # in Lightning's own code
     import_classes()
     with _quiet_argv(args is not None):
         return PrefOptCLI(
@@ -142,15 +170,16 @@ def main(args: list[str] | None = None) -> PrefOptCLI:
 
 @contextmanager
 def _quiet_argv(hide: bool) -> Iterator[None]:
-    """LightningCLI warns when `args` come beside those of the process; without `args` they must stay: DDP starts its
-    other processes with them.
+    """Hide the arguments of the process while the command line is called from Python with arguments of its own.
+
+    LightningCLI warns where both exist. Otherwise they have to stay, because DDP starts its other processes with them.
     """
-    before = sys.argv
-    sys.argv = before[:1] if hide else before
+    arguments = sys.argv
+    sys.argv = arguments[:1] if hide else arguments
     try:
         yield
     finally:
-        sys.argv = before
+        sys.argv = arguments
 
 
 def console() -> None:

@@ -3,113 +3,138 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from pl_prefopt.cli.registry import known_classes, missing_extra
+from pl_prefopt.utilities.suggestions import nearest
 
-WRONG_KEY = re.compile(r"unknown key '([^']+)'; did you mean '([^']+)'\?")
-WRONG_CLASS = re.compile(r"dot import path string: ([\w.]+)")
-WRONG_IMPORT = re.compile(
-    r"Problem with given class_path '([\w.]+)':\n\s*((?:No module named|module \S+ has no attribute).*)"
-)
-WRONG_LEVEL = re.compile(r"Not a valid subclass of (\w+)(?:.|\n)*?Given value: (.*)")
-NOISE = re.compile(
-    r"[\s-]*($|Parser key .*:$|Problem with given|Does not validate|Subtypes:|Errors:|Given value|Expected a path but"
-    r"|Expected a <class 'NoneType'>)"
-)
-LEVEL = ("class_path", "init_args", "dict_kwargs")
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+HEADINGS = (
+    "Does not validate against", "Subtypes:", "Errors:", "Given value", "Problem with given class_path",
+    "Expected a path but", "Expected a <class 'NoneType'>", "Subclass types expect", "a class path (str)",
+    "a dict with",
+)  # fmt: skip
+"""Beginnings of lines of a report that give no reason."""
 
 
-def shorten(message: str) -> str:
-    """One line of what the parser says in a nested list of reasons.
+class Reason(NamedTuple):
+    """One reason in the parser's report.
 
-    A wrong key or class outranks the rest: the other branches of a union fail because of it.
+    Args:
+        depth: indentation; the innermost reason is the most specific.
+        key: dotted key that it is about.
+        owner: class path whose arguments it is about.
+        text: what the parser says.
+        value: the value that was refused, where the report shows it.
     """
-    if found := WRONG_KEY.search(message):
-        prefix = "".join(f"{key}." for key in _keys_above(message, found.start()))
-        return unknown_key(prefix + found[1], [prefix + found[2]])
-    if found := WRONG_IMPORT.search(message):
-        return f"{unknown_class(found[1], _path(message, found.start()))} ({found[2]})"
-    if found := WRONG_CLASS.search(message):
-        return unknown_class(found[1], _path(message, found.start()))
-    if found := WRONG_LEVEL.search(message):
-        return _wrong_level(_path(message, found.start()), found[1], found[2])
-    return _deepest(message)
+
+    depth: int
+    key: str
+    owner: str
+    text: str
+    value: str = ""
+
+
+def read_report(report: str) -> list[Reason]:
+    """The reasons in the parser's report, an indented tree of lines.
+
+    The keys of a reason are named by the less indented lines above it, its value by a less indented line below it.
+    """
+    reasons: list[Reason] = []
+    above: list[tuple[int, str, str]] = []  # (indentation, key, class path) of the lines that lead to the present one
+    for line in filter(str.strip, report.splitlines()):
+        depth, text = len(line) - len(line.lstrip()), line.strip(" -")
+        above = [entry for entry in above if entry[0] < depth]
+        if match := re.match(r'Parser key "([^"]+)":\s*', text):
+            above.append((depth, match[1], ""))
+            text = text[match.end() :]
+        if match := re.match(r"Problem with given class_path '([^']+)'", text):
+            above.append((depth, "", match[1]))
+        if text.startswith("Given value: "):
+            value = text.removeprefix("Given value: ")
+            reasons = [r._replace(value=value) if r.depth > depth and not r.value else r for r in reasons]
+        if text and not text.startswith(HEADINGS):
+            text = re.sub(r"^Type .* expects a function or a callable class: ", "", text)
+            text, _, value = text.partition(". Got value: ")
+            key = ".".join(key for _, key, _ in above if key)
+            owner = next((owner for *_, owner in reversed(above) if owner), "")
+            reasons.append(Reason(depth, key, owner, text, value))
+    return reasons
+
+
+def shorten(report: str) -> str:
+    """Answer a report of the parser in one line.
+
+    A wrong key or class outranks all other reasons: the other branches of a union fail because of it.
+    """
+    reasons = read_report(report)
+    for pattern, answer in ANSWERS.items():
+        for reason in reasons:
+            if match := re.match(pattern, reason.text):
+                return answer(reason, match)
+    if not reasons:
+        return " ".join(report.split())
+    depth = max(reason.depth for reason in reasons)
+    innermost = [reason for reason in reasons if reason.depth == depth]
+    key, value = innermost[0].key, innermost[-1].value
+    texts = " or ".join(dict.fromkeys(reason.text for reason in innermost))
+    return (f"{key}: " if key else "") + texts + (f", got {value}" if 0 < len(value) < 60 else "")
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The key and the nearest valid one; a dotted key is corrected part by part."""
-    parts, names, near = key.split("."), [name.split(".") for name in known], []
-    for i, part in enumerate(parts):
-        level = {name[i] for name in names if len(name) > i and name[:i] == near}
-        near.append(nearest(part, level) if level else part)
-    return f"unknown key {key!r}; did you mean {'.'.join(near)!r}?"
+    """The key and the nearest valid one, if any is near; a dotted key is corrected part by part."""
+    names = [name.split(".") for name in known]
+    corrected: list[str] = []
+    for i, part in enumerate(key.split(".")):
+        level = {name[i] for name in names if len(name) > i and name[:i] == corrected}
+        near = part if part in level or not level else nearest(part, level)
+        if near is None:
+            return f"unknown key {key!r}"
+        corrected.append(near)
+    return f"unknown key {key!r}; did you mean {'.'.join(corrected)!r}?"
 
 
 def unknown_class(name: str, key: str) -> str:
-    """The class, and the nearest one that fits the key, or the extra that it comes with."""
+    """The class, and the nearest one that fits the key, if any is near, or the extra that it comes with."""
     last = name.rpartition(".")[2]
     if missing := missing_extra(last):
         return f"{last} needs {missing[1]}, which is not installed: pip install 'pl_prefopt[{missing[0]}]'"
-    return f"unknown class {name!r} for {key!r}; did you mean {nearest(last, known_classes(key))!r}?"
+    classes = known_classes(key)
+    near = last if last in classes else nearest(last, classes)
+    return f"unknown class {name!r} for {key!r}" + (f"; did you mean {near!r}?" if near else "")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The most similar of the known words; differences of case count half."""
-    return max(sorted(known), key=lambda k: _likeness(word, k) + _likeness(word.lower(), k.lower()))
+def _wrong_key(reason: Reason, match: re.Match[str]) -> str:
+    """A nested parser has named the key already; add the keys that lead to it."""
+    wrong, near = (f"{reason.key}.{name}" if reason.key and name else name for name in match.groups())
+    return f"unknown key {wrong!r}" + (f"; did you mean {near!r}?" if near else "")
 
 
-def _likeness(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a, b).ratio()
+def _wrong_import(reason: Reason, match: re.Match[str]) -> str:
+    return f"{unknown_class(reason.owner, reason.key)} ({reason.text})"
 
 
-def _wrong_level(path: str, base: str, given: str) -> str:
-    """Answer to a class entry with something beside `class_path` and `init_args`."""
+def _wrong_class(reason: Reason, match: re.Match[str]) -> str:
+    return unknown_class(match[1], reason.key)
+
+
+def _wrong_level(reason: Reason, match: re.Match[str]) -> str:
+    """A class entry with something beside `class_path` and `init_args`."""
     try:
-        wrong = next(key for key in ast.literal_eval(given) if key not in LEVEL)
+        wrong = next(key for key in ast.literal_eval(reason.value) if key not in CLASS_KEYS)
     except (SyntaxError, ValueError, TypeError, StopIteration):
-        return f"{path}: expected a {base}, as a name or as class_path and init_args; got {given}"
-    near = nearest(wrong, LEVEL)
-    near = near if _likeness(wrong, near) > 0.7 else f"init_args.{wrong}"
-    return f"unknown key '{path}.{wrong}'; did you mean '{path}.{near}'?"
+        expected = f"a {match[1]}, as a name or as class_path and init_args"
+        return f"{reason.key}: expected {expected}; got {reason.value}"
+    near = nearest(wrong, CLASS_KEYS, cutoff=0.7) or f"init_args.{wrong}"
+    return f"unknown key '{reason.key}.{wrong}'; did you mean '{reason.key}.{near}'?"
 
 
-def _deepest(message: str) -> str:
-    """The innermost reasons, with the key and the value that they are about."""
-    lines = message.splitlines()
-    reasons = [line for line in lines if not NOISE.match(line)]
-    if not reasons:
-        return " ".join(message.split())
-    depth = max(map(_indent, reasons))
-    inner = [line for line in reasons if _indent(line) == depth]
-    told = " or ".join(
-        dict.fromkeys(
-            re.sub(r'^[\s-]*(Parser key "[^"]+": |Type typing.*callable class: )?', "", line) for line in inner
-        )
-    )
-    path = _path(message, message.index(inner[0]))
-    given = next((line for line in lines[lines.index(inner[-1]) :] if line.strip().startswith("Given value: ")), "")
-    value = given.strip().removeprefix("Given value: ")
-    return (f"{path}: " if path else "") + told + (f", got {value}" if 0 < len(value) < 60 else "")
-
-
-def _path(message: str, position: int) -> str:
-    return ".".join(_keys_above(message, position))
-
-
-def _keys_above(message: str, position: int) -> list[str]:
-    """Keys that lead to what stands at a position: those named in the less indented lines above it."""
-    keys: list[str] = []
-    before = message[:position] + message[position:].split("\n")[0]
-    depth = len(before)
-    for line in reversed(before.splitlines()):
-        if line.strip() and _indent(line) < depth:
-            depth = _indent(line)
-            keys += re.findall(r'^[\s-]*Parser key "([^"]+)":', line)
-    return keys[::-1]
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
+ANSWERS: dict[str, Callable[[Reason, re.Match[str]], str]] = {
+    r"unknown key '([^']+)'(?:; did you mean '([^']+)'\?)?": _wrong_key,
+    r"No module named|module \S+ has no attribute": _wrong_import,
+    r"Expected a dot import path string: ([\w.]+)": _wrong_class,
+    r"Not a valid subclass of (\w+)": _wrong_level,
+}
+"""What the parser says -> our answer, the most telling first."""

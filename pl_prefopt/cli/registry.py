@@ -18,7 +18,7 @@ from pl_prefopt.objectives import Objective
 from pl_prefopt.policies import PolicyBuilder
 from pl_prefopt.references import Reference
 from pl_prefopt.rounds import PairRule
-from pl_prefopt.utilities.configurable import Configurable
+from pl_prefopt.utilities.configurable import Configurable, subclasses
 
 PACKAGES = (
     "modules", "datamodules", "callbacks", "objectives", "policies", "references", "judges", "rounds",
@@ -32,7 +32,7 @@ REQUIRES = {
     "MaskedAutoregressive": ("image", "diffusers"),
     "MaskedAutoregressivePolicy": ("image", "diffusers"),
 }
-"""Public class -> (the extra it belongs to, the package that tells whether the extra is installed)."""
+"""Public class -> (the extra it belongs to, a package that is installed with the extra)."""
 
 FAMILIES: dict[str, type] = {
     "model": pl.LightningModule,
@@ -52,7 +52,7 @@ FAMILIES: dict[str, type] = {
     "judge": Judge,
     "rule": PairRule,
 }
-"""Last part of a key -> base of the classes that it takes."""
+"""Last part of a key -> base of the classes that it accepts."""
 
 
 def import_classes() -> None:
@@ -64,21 +64,15 @@ def import_classes() -> None:
 
 
 def known_classes(key: str) -> set[str]:
-    """Names of the classes that fit a key such as `model.objective`; all known ones where the key does not tell."""
+    """Names of the classes that a key such as `model.objective` accepts; all known ones for another key."""
     base = FAMILIES.get(key.rpartition(".")[2])
     bases = [base] if base else [Configurable, *FAMILIES.values()]
-    usable = {c for b in bases for c in _below(b) if not inspect.isabstract(c) and c not in bases}
-    return {c.__name__ for c in usable if not c.__name__.startswith("_")}
+    below = {cls for base in bases for cls in subclasses(base)} - set(bases)
+    return {cls.__name__ for cls in below if not inspect.isabstract(cls) and not cls.__name__.startswith("_")}
 
 
 def missing_extra(name: str) -> tuple[str, str] | None:
-    """(extra, package) that a class comes with, where it is not installed."""
-    extra, package = REQUIRES.get(name, ("", ""))
-    return None if not package or importlib.util.find_spec(package) else (extra, package)
-
-
-def _below(base: type) -> set[type]:
-    found = {base}
-    for sub in base.__subclasses__():
-        found |= _below(sub)
-    return found
+    """(extra, package) that a class requires, None where the package is installed or none is required."""
+    if name not in REQUIRES or importlib.util.find_spec(REQUIRES[name][1]):
+        return None
+    return REQUIRES[name]

@@ -214,5 +214,5 @@ def dspo_loss(
     )
     positive("beta", beta)
     c = beta * torch.sigmoid(-inside)
-    own, other = wide(chosen_errors), wide(ref_chosen_errors)
-    return (1 - c) ** 2 * own + 2 * c * (1 - c) * wide(chosen_products) + c**2 * other
+    policy, reference, products = wide(chosen_errors), wide(ref_chosen_errors), wide(chosen_products)
+    return (1 - c) ** 2 * policy + 2 * c * (1 - c) * products + c**2 * reference

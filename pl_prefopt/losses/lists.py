@@ -95,7 +95,7 @@ def irpo_loss(
     Args:
         logratios: (B, N), N >= 2.
         relevance: (B, N) graded, >= 0.
-        ranks: (B, N) position in the list that was shown, from 1.
+        ranks: (B, N) position in the list that the policy saw, from 1.
         beta: > 0.
         mask: (B, N) bool, False at padding; each list keeps at least two items.
         opponents: "sum" (paper) or "mean" (official code).

@@ -50,13 +50,13 @@ def modpo_weights(weights: Tensor | list[float], margins: int) -> Tensor:
         ValueError: a wrong count, a negative weight, w_0 = 0, or a sum other than 1.
     """
     values = [float(w) for w in weights]
-    shown = ", ".join(f"{v:g}" for v in values)
+    listed = ", ".join(f"{v:g}" for v in values)
     if not values or len(values) != margins + 1:
-        raise ValueError(f"weights must be (1 + M,) = ({margins + 1},) for M = {margins} margins, got {shown}")
+        raise ValueError(f"weights must be (1 + M,) = ({margins + 1},) for M = {margins} margins, got {listed}")
     if not (all(v >= 0 for v in values) and values[0] > 0):
-        raise ValueError(f"weights must not be negative and the first must be > 0, got {shown}")
+        raise ValueError(f"weights must not be negative and the first must be > 0, got {listed}")
     if not abs(sum(values) - 1) <= 1e-4:
-        raise ValueError(f"weights must sum to 1, got {shown} with sum {sum(values):.4f}; divide them by their sum")
+        raise ValueError(f"weights must sum to 1, got {listed} with sum {sum(values):.4f}; divide them by their sum")
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -87,7 +87,7 @@ def pama_loss(
 
     scale="term" takes s* for each sample: all objectives of one sample share the gradient of u, so this is exact.
     scale="batch" takes one s* from the means of the objectives over all samples whose ratio is not clipped, as
-    third-party code does; the official code was not found, so both readings are unverified.
+    third-party code does; no official code is known, so both readings are unverified.
 
     Args:
         logratios: (B, K) sequence log-ratios to the reference (not to an old policy), nats.

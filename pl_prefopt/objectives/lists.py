@@ -104,8 +104,8 @@ class ADPO(Objective):
     (`PreferenceRounds`). Targets of a list come from a `targets` column, else from the `relevance` column (rewards):
     softmax: softmax(R / beta_r); zscore: softmax of (R - mean)/(std + 1e-8) / beta_r with the unbiased std; hard: all
     mass on the best, ties share; kde: softmax of F(R) / beta_r, F the distribution function of a Gaussian kernel
-    density over the list with Silverman's bandwidth 0.9 min(std, IQR/1.34) K^(-1/5). Kernel and bandwidth are ours:
-    the paper's were not found.
+    density over the list with Silverman's bandwidth 0.9 min(std, IQR/1.34) K^(-1/5). Kernel and bandwidth are ours,
+    since the paper's are not known.
 
     Args:
         tau: temperature, > 0; beta = 1 / tau on pairs. Published defaults vary between .5 and 1.

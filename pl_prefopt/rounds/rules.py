@@ -1,6 +1,6 @@
 """Which of a prompt's scored candidates become pairs: the rules of `PreferenceRounds`.
 
-Legend: N prompts, K candidates of a prompt, P pairs. Scores: higher is better; NaN: no such candidate.
+Legend: N prompts, K candidates per prompt, P pairs. Scores: higher is better; NaN: no such candidate.
 """
 
 from __future__ import annotations
@@ -22,26 +22,32 @@ class PairRule(Configurable):
     """Turns scores into pairs. A chosen candidate always scores strictly higher than the rejected one."""
 
     limit: int | None = None
-    """Pairs of a prompt at most; those of the widest gap stay, the first ones where gaps are equal."""
+    """Most pairs per prompt; those of the widest gaps are kept, of equal gaps the first ones. None: all."""
 
     @abstractmethod
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
-        """(N, K, K) bool: whether candidate [n, i] may be chosen over [n, j]; `gaps` [n, i, j] = s[n, i] - s[n, j]."""
+        """Return which candidates [n, i] may be chosen over which [n, j], (N, K, K) bool.
+
+        Args:
+            scores: (N, K) s, NaN where there is no candidate.
+            gaps: (N, K, K), s[n, i] - s[n, j].
+            truth: column of the ground truth, None without one.
+        """
 
     def pairs(self, scores: Tensor, truth: int | None = None) -> Tensor:
-        """(P, 3) int64 rows (prompt, chosen, rejected), ascending.
+        """Return the pairs as rows (prompt, chosen, rejected), (P, 3) int64, ascending.
 
         Args:
             scores: (N, K), NaN where a prompt has no such candidate.
-            truth: the column that holds the ground truth instead of a sample, None where there is none.
+            truth: the column that holds the ground truth instead of a sample, None without one.
 
         Raises:
-            ValueError: scores of another shape, infinite scores, truth beyond the columns.
+            ValueError: scores of another shape, infinite scores, truth that is no column.
         """
         if scores.dim() != 2 or scores.isinf().any():
             raise ValueError(
-                f"scores must be finite or NaN, of shape (N, K); got {tuple(scores.shape)} with "
-                f"{int(scores.isinf().sum())} infinite ones"
+                f"scores must be finite or NaN, of shape (N, K), got {tuple(scores.shape)} with "
+                f"{int(scores.isinf().sum())} infinite values"
             )
         if truth is not None and not 0 <= truth < scores.shape[1]:
             raise ValueError(f"truth must be a column of {tuple(scores.shape)} scores, got {truth}")
@@ -56,8 +62,8 @@ class AllPairs(PairRule):
     """Every pair whose scores differ by at least `gap`.
 
     Args:
-        gap: >= 0, in units of the score; 0 asks for any difference.
-        limit: pairs of a prompt at most, >= 1; None takes all.
+        gap: >= 0, in units of the score; 0: any difference.
+        limit: most pairs per prompt, >= 1; None: all.
 
     Raises:
         ValueError: an argument out of range.
@@ -71,16 +77,16 @@ class AllPairs(PairRule):
         integer("limit", self.limit, optional=True)
 
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
-        """All of at least the gap."""
+        """All pairs of at least the gap."""
         return gaps >= self.gap
 
 
 @dataclass
 class BestWorst(PairRule):
-    """The best candidate against the worst, one pair a prompt; the first of equals.
+    """The best candidate against the worst, one pair per prompt; the first ones of equal scores.
 
     Args:
-        gap: least difference, >= 0; 0 asks for any.
+        gap: smallest difference, >= 0; 0: any.
 
     Raises:
         ValueError: gap < 0.
@@ -94,16 +100,16 @@ class BestWorst(PairRule):
         within("gap", self.gap, 0.0, math.inf, open_high=True)
 
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
-        """All of at least the gap; the widest stays."""
+        """All pairs of at least the gap; `limit` keeps the widest."""
         return gaps >= self.gap
 
 
 @dataclass
 class TruthAgainstWorst(PairRule):
-    """The ground truth against the worst sample, one pair a prompt; no pair where the truth does not score higher.
+    """The ground truth against the worst sample, one pair per prompt; none where the truth does not score higher.
 
     Args:
-        gap: least difference, >= 0; 0 asks for any.
+        gap: smallest difference, >= 0; 0: any.
 
     Raises:
         ValueError: gap < 0; in `pairs`, no ground truth among the candidates.
@@ -117,9 +123,9 @@ class TruthAgainstWorst(PairRule):
         within("gap", self.gap, 0.0, math.inf, open_high=True)
 
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
-        """The truth's row only."""
+        """Pairs whose chosen sample is the truth."""
         if truth is None:
-            raise ValueError("TruthAgainstWorst needs the ground truth as a candidate; set truth: true")
+            raise ValueError("truth must be among the candidates of this rule, got none. Please set truth: true")
         chosen = torch.zeros_like(gaps, dtype=torch.bool)
         chosen[:, truth] = True
         return chosen & (gaps >= self.gap)
@@ -127,16 +133,16 @@ class TruthAgainstWorst(PairRule):
 
 @dataclass
 class ThresholdGap(PairRule):
-    """DNO-Prct (Rosset et al. 2024, 2404.03715): the chosen one is good enough, and better by a margin.
+    """DNO-Prct (Rosset et al. 2024, 2404.03715): the chosen sample is good enough, and better by a margin.
 
     (y+, y-) is a pair where s(y+) >= threshold and s(y+) - s(y-) >= gap, or >= own_gap where y+ is the policy's own
     sample. The ground truth may be chosen but is never rejected. The paper's values are the defaults, on scores 0 to 6.
 
     Args:
-        threshold: least score of the chosen one.
-        gap: least difference where the ground truth is chosen, >= 0.
-        own_gap: the same where a sample is chosen, >= 0; None: `gap`.
-        limit: pairs of a prompt at most, >= 1; None takes all.
+        threshold: lowest score of the chosen sample.
+        gap: smallest difference where the ground truth is chosen, >= 0.
+        own_gap: smallest difference where a sample of the policy is chosen, >= 0; None: `gap`.
+        limit: most pairs per prompt, >= 1; None: all.
 
     Raises:
         ValueError: an argument out of range.
@@ -154,22 +160,22 @@ class ThresholdGap(PairRule):
         integer("limit", self.limit, optional=True)
 
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
-        """Threshold on the chosen one, gaps by who made it, no rejected truth."""
-        least = torch.full((scores.shape[1], 1), self.gap if self.own_gap is None else self.own_gap, dtype=gaps.dtype)
+        """Pairs above the threshold, by the gap of their origin, without those that reject the truth."""
+        own_gap = self.gap if self.own_gap is None else self.own_gap
+        smallest = torch.full((scores.shape[1], 1), own_gap, dtype=gaps.dtype, device=gaps.device)
         if truth is not None:
-            least[truth] = self.gap
-        good = (gaps >= least.to(gaps.device)) & (scores >= self.threshold)[:, :, None]
+            smallest[truth] = self.gap
+        allowed = (gaps >= smallest) & (scores >= self.threshold)[:, :, None]
         if truth is not None:
-            good[:, :, truth] = False
-        return good
+            allowed[:, :, truth] = False
+        return allowed
 
 
 def _widest(pairs: Tensor, gaps: Tensor, limit: int) -> Tensor:
     """The `limit` pairs of the widest gap of each prompt, in ascending order of (prompt, chosen, rejected)."""
-    width = gaps[pairs.unbind(1)]
-    order = torch.sort(width, descending=True, stable=True).indices
+    order = torch.sort(gaps[pairs.unbind(1)], descending=True, stable=True).indices
+    # the stable sort by prompt keeps the order by gap within each prompt
     order = order[torch.sort(pairs[order, 0], stable=True).indices]
-    prompt = pairs[order, 0]
-    first = torch.searchsorted(prompt, prompt)
-    kept = order[torch.arange(len(order), device=order.device) - first < limit]
-    return pairs[kept.sort().values]
+    prompts = pairs[order, 0]
+    rank_in_prompt = torch.arange(len(order), device=order.device) - torch.searchsorted(prompts, prompts)
+    return pairs[order[rank_in_prompt < limit].sort().values]

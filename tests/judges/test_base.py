@@ -31,15 +31,15 @@ def test_scores_pass_as_float32_without_graph() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ([1.0], r"Fixed\.score must return one number per sample, \(2,\), got shape \(1,\)"),
         ([1.0, float("nan")], r"Fixed\.score must return finite numbers, got nan in row 1 .*'b'.*'y'"),
         ([float("-inf"), 0.0], r"got -inf in row 0"),
     ],
 )
-def test_wrong_scores_are_refused_by_name(values: list[float], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_wrong_scores_are_refused_by_name(values: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         judged(Fixed(values), ["a", "b"], ["x", "y"])
 
 

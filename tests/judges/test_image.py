@@ -1,4 +1,4 @@
-"""Judges that hold a CLIP, on tiny random models, against one picture at a time in numpy."""
+"""Judges that hold a CLIP, on tiny random models, against one image at a time in numpy."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ CAPTIONS = ["a cat", "a cup of coffee on a table", "noise"]
 SIZE = 8
 
 
-def pictures() -> list[Tensor]:
+def images() -> list[Tensor]:
     from skimage import data
 
-    found = [
+    result = [
         torch.from_numpy(getattr(data, n)()[:40, :50].copy()).permute(2, 0, 1) / 255 for n in ("chelsea", "coffee")
     ]
-    return [*found, torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))]
+    return [*result, torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))]
 
 
 def pil(sample: Tensor) -> Image.Image:
@@ -56,8 +56,8 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     model.save_pretrained(folder)
-    picture = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    CLIPProcessor(picture, tokenizer).save_pretrained(folder)
+    image = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    CLIPProcessor(image, tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -96,15 +96,15 @@ def test_pick_score_is_the_cosine_of_one_picture_and_its_caption(clip_folder: Pa
     model = CLIPModel.from_pretrained(clip_folder).eval()
     processor: Any = CLIPProcessor.from_pretrained(clip_folder)
     expected = []
-    for caption, sample in zip(CAPTIONS, pictures(), strict=True):
+    for caption, sample in zip(CAPTIONS, images(), strict=True):
         with torch.no_grad():
-            found = model(**processor(images=pil(sample), text=[caption], return_tensors="pt"))
-        expected.append(cosine(found.image_embeds[0].numpy(), found.text_embeds[0].numpy()))
+            result = model(**processor(images=pil(sample), text=[caption], return_tensors="pt"))
+        expected.append(cosine(result.image_embeds[0].numpy(), result.text_embeds[0].numpy()))
     for size in (1, 2, 16):
         judge = PickScore(str(clip_folder), processor=None, batch_size=size)
-        assert judged(judge, CAPTIONS, pictures()).tolist() == pytest.approx(expected, abs=1e-5)
+        assert judged(judge, CAPTIONS, images()).tolist() == pytest.approx(expected, abs=1e-5)
     assert np.std(expected) > 0.01
-    swapped = judged(PickScore(str(clip_folder), processor=None), CAPTIONS[::-1], pictures())
+    swapped = judged(PickScore(str(clip_folder), processor=None), CAPTIONS[::-1], images())
     assert abs(float(swapped[0]) - expected[0]) > 1e-3
 
 
@@ -115,7 +115,7 @@ def test_aesthetic_is_the_head_on_the_normalised_embedding(clip_folder: Path, he
     processor = CLIPImageProcessor.from_pretrained(clip_folder)
     state = {k: v.double().numpy() for k, v in torch.load(head, weights_only=True).items()}
     expected = []
-    for sample in pictures():
+    for sample in images():
         with torch.no_grad():
             x = model(**processor(images=pil(sample), return_tensors="pt")).image_embeds[0].double().numpy()
         x = x / np.linalg.norm(x)
@@ -124,7 +124,7 @@ def test_aesthetic_is_the_head_on_the_normalised_embedding(clip_folder: Path, he
         expected.append(x[0])
     for size in (2, 16):
         judge = Aesthetic(str(head), str(clip_folder), batch_size=size)
-        assert judged(judge, CAPTIONS, pictures()).tolist() == pytest.approx(expected, rel=1e-4)
+        assert judged(judge, CAPTIONS, images()).tolist() == pytest.approx(expected, rel=1e-4)
     assert np.std(expected) > 0.01
 
 
@@ -137,12 +137,12 @@ def test_open_clip_is_the_cosine_of_one_picture_and_its_caption(open_clip_folder
     tokenizer = open_clip.get_tokenizer(name)
     expected = []
     with torch.no_grad():
-        for caption, sample in zip(CAPTIONS, pictures(), strict=True):
+        for caption, sample in zip(CAPTIONS, images(), strict=True):
             seen = model.eval().encode_image(transform(pil(sample))[None])[0].numpy()
             expected.append(cosine(seen, model.encode_text(tokenizer([caption]))[0].numpy()))
     for size in (2, 16):
         judge = OpenCLIP(name, pretrained=None, batch_size=size)
-        assert judged(judge, CAPTIONS, pictures()).tolist() == pytest.approx(expected, abs=1e-5)
+        assert judged(judge, CAPTIONS, images()).tolist() == pytest.approx(expected, abs=1e-5)
     assert np.std(expected) > 1e-3
 
 

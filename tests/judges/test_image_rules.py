@@ -1,4 +1,4 @@
-"""Sharpness and colourfulness against numpy, scipy and known pictures."""
+"""Sharpness and colourfulness against numpy, scipy and known images."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ def photographs() -> list[Tensor]:
 
 
 def test_sharpness_equals_scipy() -> None:
-    pictures = [*photographs(), torch.rand(3, 7, 5)]
+    images = [*photographs(), torch.rand(3, 7, 5)]
     expected = []
-    for p in pictures:
+    for p in images:
         luma = 255 * np.tensordot([0.299, 0.587, 0.114], p.double().numpy(), 1)
         kernel = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
         expected.append(scipy.signal.convolve2d(luma, kernel, mode="valid").var())
-    assert judged(Sharpness(), [""] * 3, pictures).tolist() == pytest.approx(expected, rel=1e-5)
+    assert judged(Sharpness(), [""] * 3, images).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_colourfulness_equals_the_paper_in_numpy() -> None:
-    pictures = [*photographs(), torch.rand(3, 7, 5)]
+    images = [*photographs(), torch.rand(3, 7, 5)]
     expected = []
-    for p in pictures:
+    for p in images:
         r, g, b = (255 * p.double()).numpy()
         rg, yb = r - g, 0.5 * (r + g) - b
         expected.append(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
-    assert judged(Colourfulness(), [""] * 3, pictures).tolist() == pytest.approx(expected, rel=1e-5)
+    assert judged(Colourfulness(), [""] * 3, images).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_blur_lowers_sharpness_and_grey_has_no_colour() -> None:
     from torchvision.transforms.functional import gaussian_blur
 
-    for picture in photographs():
-        sharp = judged(Sharpness(), ["", ""], [picture, gaussian_blur(picture, [5, 5])])
+    for image in photographs():
+        sharp = judged(Sharpness(), ["", ""], [image, gaussian_blur(image, [5, 5])])
         assert sharp[0] > 2 * sharp[1]
-        vivid = judged(Colourfulness(), ["", ""], [picture, picture.mean(0).expand(3, -1, -1)])
+        vivid = judged(Colourfulness(), ["", ""], [image, image.mean(0).expand(3, -1, -1)])
         assert vivid[0] > 10
         assert vivid[1] == pytest.approx(0, abs=1e-3)
 

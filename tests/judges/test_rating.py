@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pl_prefopt.judges import VerbalisedRating, judged
 from pl_prefopt.judges.image.rating import RATING
-from tests.judges.test_image import pictures, pil
+from tests.judges.test_image import images, pil
 
 WORDS = ["Excellent", "Good", "Fair", "Poor", "Bad"]
 TEMPLATE = (
@@ -84,17 +84,17 @@ def one_by_one(folder: Path, samples: list[Tensor], words: list[str], weights: l
 
 
 def test_equals_one_row_at_a_time(folder: Path) -> None:
-    expected = one_by_one(folder, pictures(), WORDS, [1, 0.75, 0.5, 0.25, 0])
+    expected = one_by_one(folder, images(), WORDS, [1, 0.75, 0.5, 0.25, 0])
     for size in (1, 2, 8):
         judge = VerbalisedRating(str(folder), batch_size=size)
-        assert judged(judge, [""] * 3, pictures()).tolist() == pytest.approx(expected, abs=1e-5)
+        assert judged(judge, [""] * 3, images()).tolist() == pytest.approx(expected, abs=1e-5)
     assert np.std(expected) > 1e-3
 
 
 def test_other_words_and_weights(folder: Path) -> None:
-    expected = one_by_one(folder, pictures(), ["yes", "no"], [2, -2])
+    expected = one_by_one(folder, images(), ["yes", "no"], [2, -2])
     judge = VerbalisedRating(str(folder), words=["yes", "no"], weights=[2.0, -2.0])
-    assert judged(judge, [""] * 3, pictures()).tolist() == pytest.approx(expected, abs=1e-5)
+    assert judged(judge, [""] * 3, images()).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_trained_prompt_is_kept_to_the_letter() -> None:
@@ -108,6 +108,6 @@ def test_the_trained_prompt_is_kept_to_the_letter() -> None:
 def test_words_that_begin_alike_are_refused(folder: Path) -> None:
     judge = VerbalisedRating(str(folder), words=["good", "great"], weights=[1.0, 0.0])
     with pytest.raises(ValueError, match="begin with different sub-tokens"):
-        judge.score([""], pictures()[:1])
+        judge.score([""], images()[:1])
     with pytest.raises(ValueError, match="weights must be 2 numbers, one per word, got"):
         VerbalisedRating(words=["good", "bad"], weights=[1.0])

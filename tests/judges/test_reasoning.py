@@ -86,19 +86,19 @@ def test_answers_come_from_a_file(tmp_path: Path) -> None:
 
 def test_the_filter_asks_for_reach_and_for_difference(tmp_path: Path) -> None:
     made = judge(tmp_path)
-    found = r3_filter(made, {SOUP: CHAINS, FILM: CHAINS}, max_rank=1000, worst=0.5, drop=0.5)
-    for question, r in found.items():
+    result = r3_filter(made, {SOUP: CHAINS, FILM: CHAINS}, max_rank=1000, worst=0.5, drop=0.5)
+    for question, r in result.items():
         rows = [rows_of(made, question, c.split("<eos>")[0]) for c in CHAINS]
         count = math.ceil(len(rows[0]) / 2)
         ranks = [sum(sorted((rank for _, rank in row), reverse=True)[:count]) / count for row in rows]
         assert r.rank == min(ranks)
         spreads = [pstdev(v for v, _ in column) for column in zip(*rows, strict=True)]
         assert r.spread == pytest.approx(max(spreads), abs=1e-5)
-    assert [q for q, r in found.items() if r.kept] == [max(found, key=lambda q: found[q].spread)]
-    near = min(r.rank for r in found.values())
+    assert [q for q, r in result.items() if r.kept] == [max(result, key=lambda q: result[q].spread)]
+    near = min(r.rank for r in result.values())
     reached = r3_filter(made, {SOUP: CHAINS, FILM: CHAINS}, max_rank=near, worst=0.5, drop=0.0)
-    assert [q for q, r in reached.items() if r.kept] == [q for q, r in found.items() if r.rank == near]
-    assert len({r.rank for r in found.values()}) == 2
+    assert [q for q, r in reached.items() if r.kept] == [q for q, r in result.items() if r.rank == near]
+    assert len({r.rank for r in result.values()}) == 2
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_rules_are_plain_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: RegexJudge({}), "at least one pattern"),
         (lambda: RegexJudge({"(": 1.0}), r"'\('"),
@@ -74,6 +74,6 @@ def test_rules_are_plain_values() -> None:
         (lambda: scores(SentimentJudge(), ["good"]), "'q' is not about a topic"),
     ],
 )
-def test_bad_arguments_are_refused(make: Callable[[], object], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_bad_arguments_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()

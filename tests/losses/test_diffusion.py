@@ -66,8 +66,8 @@ def test_mapo_to_forty_digits() -> None:
             return mpf(1) if x == 0 else mpf("0.5") * x / (mp.e ** (mpf("0.5") * x) - 1)
 
         expected = w + mpf("0.1") * mp.log(1 + mp.e ** (-1000 * (f(w) - f(low))))
-        found = losses.mapo_loss(torch.tensor([w], dtype=F64), torch.tensor([low], dtype=F64))
-        assert float(found) == pytest.approx(float(expected), rel=1e-8)
+        result = losses.mapo_loss(torch.tensor([w], dtype=F64), torch.tensor([low], dtype=F64))
+        assert float(result) == pytest.approx(float(expected), rel=1e-8)
 
 
 def test_mapo_pulls_the_winner_down_and_pushes_the_loser_up() -> None:
@@ -82,21 +82,21 @@ def test_mapo_pulls_the_winner_down_and_pushes_the_loser_up() -> None:
 
 def test_kto_by_hand() -> None:
     gains = torch.tensor([0.2, -0.1], dtype=F64)
-    found = losses.diffusion_kto_loss(
+    result = losses.diffusion_kto_loss(
         gains, torch.tensor([True, False]), torch.tensor(0.05, dtype=F64), beta=10.0, weights=(2.0, 0.5)
     )
     # 2 (1 - sigma(1.5)), .5 (1 - sigma(1.5))
     miss = 1 - 1 / (1 + math.exp(-1.5))
-    assert found.tolist() == pytest.approx([2 * miss, 0.5 * miss], rel=1e-12)
+    assert result.tolist() == pytest.approx([2 * miss, 0.5 * miss], rel=1e-12)
 
 
 def test_linear_dpo() -> None:
     w, low, rw, rl = (e.clone().requires_grad_() for e in ERRORS)
-    found = losses.linear_dpo_loss(w, low, rw, rl, beta=2.0, eta=0.1)
+    result = losses.linear_dpo_loss(w, low, rw, rl, beta=2.0, eta=0.1)
     weight = [min(max(0.2 * 2 * float((a - b) - (c - d)) + 0.5, 0.1), 0.9) for a, b, c, d in zip(*ERRORS, strict=True)]
     assert min(weight) < max(weight)
-    torch.testing.assert_close(found, torch.tensor(weight, dtype=F64) * (ERRORS[0] - ERRORS[1]))
-    gradient, *rest = torch.autograd.grad(found.sum(), [w, rw, rl], allow_unused=True)
+    torch.testing.assert_close(result, torch.tensor(weight, dtype=F64) * (ERRORS[0] - ERRORS[1]))
+    gradient, *rest = torch.autograd.grad(result.sum(), [w, rw, rl], allow_unused=True)
     assert gradient.tolist() == pytest.approx(weight)
     assert rest == [None, None]
 

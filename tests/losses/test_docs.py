@@ -43,13 +43,17 @@ def resolve(dotted: str) -> object:
 
 @pytest.mark.parametrize("row", ROWS, ids=[r[0] for r in ROWS])
 def test_what_the_paper_index_names_exists(row: list[str]) -> None:
-    paper, _, functions, classes, configs, shown, axes = row
+    paper, _, functions, classes, tests, configs, shown, axes = row
     names = re.findall(r"`([\w.]+)`", f"{functions} {classes}")
     assert names, paper
     assert all(callable(resolve(name)) for name in names)
     assert "`configs/" in configs or "config" in configs
     for path in re.findall(r"`((?:configs|benchmarks|pl_prefopt)/[\w./-]+)`", f"{configs} {shown}"):
         assert (ROOT / path).is_file(), path
+    files = re.findall(r"`(tests/[\w./-]+)`", tests)
+    assert files
+    sources = "".join((ROOT / path).read_text() for path in [*files, "tests/losses/pairs.py"])
+    assert any(name.rpartition(".")[2] in sources for name in names), f"{tests} tests none of {names}"
     for objective in re.findall(r"`objective: (\w+)`", configs):
         assert f"objectives.{objective}" in classes
     assert all(part.split(":")[0].strip() in AXES for part in axes.split(";")), axes
@@ -75,3 +79,12 @@ def test_examples_in_docstrings() -> None:
     result = doctest.testmod(pairwise)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_a_loss_its_objective_and_their_tests_have_the_same_file_name() -> None:
+    helpers = {"__init__", "math", "base", "mixture"}
+    files = {p.stem for p in (ROOT / "pl_prefopt" / "losses").glob("*.py")} - helpers
+    classes = {p.stem for p in (ROOT / "pl_prefopt" / "objectives").glob("*.py")} - helpers
+    assert classes == files - {"fast_slow"}, "OFS-DPO is a callback"
+    assert files <= {p.stem.removeprefix("test_") for p in (ROOT / "tests" / "losses").glob("test_*.py")}
+    assert classes <= {p.stem.removeprefix("test_") for p in (ROOT / "tests" / "objectives").glob("test_*.py")}

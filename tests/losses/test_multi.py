@@ -98,8 +98,8 @@ def by_loops(r: Tensor, a: Tensor, clip: float, scale: str, mask: Tensor) -> lis
 def test_pama_by_loops(scale: str) -> None:
     r, a = example()
     mask = torch.arange(5) < torch.tensor([[5], [3], [4], [1]])
-    found = losses.pama_loss(r, a.masked_fill(~mask[..., None], math.nan), clip=0.3, scale=scale, mask=mask)
-    torch.testing.assert_close(found, torch.tensor(by_loops(r, a, 0.3, scale, mask), dtype=F64), atol=1e-12, rtol=0)
+    result = losses.pama_loss(r, a.masked_fill(~mask[..., None], math.nan), clip=0.3, scale=scale, mask=mask)
+    torch.testing.assert_close(result, torch.tensor(by_loops(r, a, 0.3, scale, mask), dtype=F64), atol=1e-12, rtol=0)
 
 
 def test_pama_with_one_objective_is_noon_ppo() -> None:

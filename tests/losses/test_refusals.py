@@ -1,4 +1,4 @@
-"""What the losses refuse: each message names the argument, the value found, and what is accepted."""
+"""What the losses refuse: each message names the argument, the value result, and what is accepted."""
 
 from __future__ import annotations
 

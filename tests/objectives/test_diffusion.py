@@ -36,10 +36,10 @@ def test_dspo_is_the_squared_norm_of_the_released_code() -> None:
     inside = -0.5 * beta * ((error(w) - error(low)) - (error(RW) - error(RL)))
     c = beta * (1 - torch.sigmoid(inside)).view(-1, 1, 1, 1)
     expected = error(w - c * (w - RW))
-    found = DSPO(beta)(scores_of((w, low), (RW, RL)))
-    torch.testing.assert_close(found, expected)
+    result = DSPO(beta)(scores_of((w, low), (RW, RL)))
+    torch.testing.assert_close(result, expected)
     for a, b in zip(
-        torch.autograd.grad(expected.sum(), [w, low]), torch.autograd.grad(found.sum(), [w, low]), strict=True
+        torch.autograd.grad(expected.sum(), [w, low]), torch.autograd.grad(result.sum(), [w, low]), strict=True
     ):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(DSPO(beta)(scores_of((W, L), (W, L))), error(W))

@@ -149,10 +149,11 @@ class Aesthetic(Judge):
     def _ratings(self, captions: list[str], images: list[Image]) -> Tensor:
         model, processor, layers = self._network
         pixels = processor(images=images, return_tensors="pt").pixel_values
-        out = F.normalize(model(pixel_values=pixels.to(model.device, model.dtype)).image_embeds.float(), dim=-1).cpu()
+        embeddings = model(pixel_values=pixels.to(model.device, model.dtype)).image_embeds.float()
+        features = F.normalize(embeddings, dim=-1).cpu()
         for weight, bias in layers:
-            out = F.linear(out, weight, bias)
-        return out[:, 0]
+            features = F.linear(features, weight, bias)
+        return features[:, 0]
 
     @cached_property
     def _network(self) -> tuple[Any, Any, list[tuple[Tensor, Tensor]]]:

@@ -65,7 +65,7 @@ class R3(Judge):
     """Reasoning reflection reward of chains of thought, in nats; conditions are questions, samples are chains.
 
     The samples of a question within one call are its group. The chain is a sample's text up to and including
-    `end_of_thought`; what follows it (the policy's own answer) is replaced by the reference answer. The masked chain is
+    `end_of_thought`; what follows it (the policy's answer) is replaced by the reference answer. The masked chain is
     the text `masked`. The paper's propagation over reflective tokens and its length reward are left out.
 
     Args:
@@ -100,10 +100,10 @@ class R3(Judge):
         groups: dict[str, list[int]] = {}
         for row, condition in enumerate(conditions):
             groups.setdefault(condition, []).append(row)
-        out = torch.zeros(len(samples), dtype=torch.float64)
+        scores = torch.zeros(len(samples), dtype=torch.float64)
         for question, rows in groups.items():
-            out[rows] = self._group_scores(question, [samples[i] for i in rows])
-        return out
+            scores[rows] = self._group_scores(question, [samples[i] for i in rows])
+        return scores
 
     def _group_scores(self, question: str, chains: Sequence[str]) -> Tensor:
         if self.weights == "variance" and len(chains) < 2:
