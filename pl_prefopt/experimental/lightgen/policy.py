@@ -18,7 +18,7 @@ from pl_prefopt.utilities.dtypes import dtype_named
 
 if TYPE_CHECKING:
     from pl_prefopt.diffusion.conditioner import PipelineConditioner
-    from pl_prefopt.experimental.lightgen import MaskedAutoregressive
+    from pl_prefopt.experimental.lightgen.network import MaskedAutoregressive
     from pl_prefopt.experimental.lightgen.family import MaskedTokens
 
 SIZES: dict[str, dict[str, int]] = {
@@ -99,7 +99,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
         return network.train()
 
     def _network(self) -> MaskedAutoregressive:
-        from pl_prefopt.experimental.lightgen import MaskedAutoregressive
+        from pl_prefopt.experimental.lightgen.network import MaskedAutoregressive
 
         if self.pretrained is not None:
             return MaskedAutoregressive.from_pretrained(self.pretrained, use_safetensors=True)
@@ -108,7 +108,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
     def _sizes(self) -> dict[str, Any]:
         """Arguments of the network that is built or loaded."""
         if self.pretrained is not None:
-            from pl_prefopt.experimental.lightgen import MaskedAutoregressive
+            from pl_prefopt.experimental.lightgen.network import MaskedAutoregressive
 
             loaded: Any = MaskedAutoregressive.load_config(self.pretrained)
             return dict(loaded)
