@@ -28,6 +28,9 @@ from pl_prefopt.utilities.modes import eval_mode
 class ReferenceNetwork(nn.Module):
     """Run-time side of a reference. `use(policy)` yields the network to call as pi_ref: no gradient, eval mode."""
 
+    cached: bool = False
+    """Whether values are kept on disk for a fixed set of rows, so that rows made during training have none."""
+
     @contextmanager
     def use(self, policy: nn.Module) -> Iterator[nn.Module]:
         """Yield the reference network; it is `policy` itself, switched, where no second network is held."""
@@ -191,7 +194,10 @@ class CachedReference(Reference):
 
     def build(self, policy: nn.Module) -> ReferenceNetwork | None:
         """Build what will compute the values."""
-        return self.inner.build(policy)
+        network = self.inner.build(policy)
+        if network is not None:
+            network.cached = True
+        return network
 
 
 def _vocabulary(network: nn.Module) -> int | None:

@@ -141,5 +141,5 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(TypeError, match="pair_logratios"):
         trainer(tmp_path, LikelihoodDisplacementMonitor(), max_steps=1).fit(Bare(1, 1), rows(4), rows(4))
-    with pytest.raises(ValueError, match="no validation set"):
+    with pytest.raises(ValueError, match="validation set must be given, got none"):
         trainer(tmp_path, LikelihoodDisplacementMonitor(), max_steps=1).fit(Foreign(1, 1), rows(4))

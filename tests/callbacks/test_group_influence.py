@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pl_prefopt.callbacks import GroupInfluenceMixture
-from pl_prefopt.callbacks.support.influence_probe import Probe, find_sources, quiet
+from pl_prefopt.callbacks.support.influence_probe import Probe, differentiable_twice, find_sources
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
 from pl_prefopt.mixtures.sources import SourceSampler
 from pl_prefopt.modules import TextPreferenceModule
@@ -78,7 +78,7 @@ def test_the_probe_computes_gradients_and_products_of_the_definition(tmp_path: P
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            with quiet(pl_module):
+            with differentiable_twice(pl_module):
                 probe = Probe(trainer, pl_module, find_sources(trainer.train_dataloader), rows=32)
                 influence = probe.influence([trainer.val_dataloaders], "cg", damping=0.0, steps=50)
                 found.append((influence, pl_module.policy.weight[0].detach().clone()))
