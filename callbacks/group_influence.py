@@ -18,6 +18,7 @@ from pl_prefopt.callbacks.support.influence_probe import (
 from pl_prefopt.callbacks.support.protocols import Batch, HasLogratios, HasLosses, require
 from pl_prefopt.callbacks.support.run_folder import run_folder
 from pl_prefopt.mixtures.influence import METHODS, SURROGATES, direct_mixture, regression_mixture
+from pl_prefopt.mixtures.sources import ScheduleState
 from pl_prefopt.utilities.checks import choice, integer, not_negative, positive
 from pl_prefopt.utilities.files import write_json
 
@@ -103,7 +104,7 @@ class GroupInfluenceMixture(pl.Callback):
         self.candidates, self.surrogate, self.seed = candidates, surrogate, seed
         self.history: list[Update] = []
         self._step = 0
-        self._schedule_state: dict[str, Any] | None = None
+        self._schedule_state: ScheduleState | None = None
         self._data: SourceData | None = None
 
     @property

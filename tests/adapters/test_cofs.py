@@ -95,9 +95,9 @@ def test_a_running_network_ends_with_the_best_mixture() -> None:
 def test_what_does_not_fit_is_told() -> None:
     module, memory, first, _ = domains()
     odd = {f"x.{k}": v for k, v in first.items()}
-    with pytest.raises(ValueError, match="second does not fit adapter 'default'"):
+    with pytest.raises(ValueError, match="second must have the tensors of adapter 'default'"):
         mix_in_place(module.policy, first, odd, memory_loss(module, [memory]))
-    with pytest.raises(ValueError, match="no adapter named 'slow'; found"):
+    with pytest.raises(ValueError, match="no adapter named 'slow', got"):
         adapter_values(module.policy, "slow")
     with pytest.raises(ValueError, match="at least one batch of the memory"):
         memory_loss(module, [])

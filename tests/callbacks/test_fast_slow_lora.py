@@ -206,7 +206,7 @@ def test_what_a_module_lacks_is_named(tmp_path: Path) -> None:
         (Bare(), TypeError, r"FastSlowLoRA requires Bare\.pair_logratios\(batch\)"),
         (Denoiser(lora=False), ValueError, "policy must have a peft adapter named 'default', got no adapters"),
         (Early(), ValueError, "must hold the parameters of the slow adapter"),
-        (Nan(), ValueError, "train/loss is nan at optimizer step 0"),
+        (Nan(), ValueError, "train/loss must be finite, got nan at optimizer step 0"),
     ]
     for module, error, message in cases:
         with pytest.raises(error, match=message):
