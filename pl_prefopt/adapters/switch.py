@@ -77,7 +77,7 @@ def _switched(network: nn.Module) -> Iterator[None]:
 
 
 def adapter_names(network: nn.Module) -> set[str]:
-    """Names of the adapters found in `network`."""
+    """Names of the adapters of `network`."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [m for m in adapter_layers(network) if isinstance(m, BaseTunerLayer)]

@@ -139,7 +139,7 @@ def direct_mixture(
         (K,) float64.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite.
+        ValueError: shapes that do not agree, values that are not finite.
     """
     from scipy.optimize import minimize
 

@@ -34,7 +34,7 @@ class SourceSchedule:
         weights: name -> weight >= 0, normalised here; None: proportional to the number of rows.
 
     Raises:
-        ValueError: fewer than two sources, one without rows, S < 1, weights that do not fit.
+        ValueError: fewer than two sources, one without rows, S < 1, weights that are not one number >= 0 per source.
     """
 
     def __init__(

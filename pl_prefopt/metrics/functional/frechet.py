@@ -26,8 +26,8 @@ def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -
         () float64, >= 0, in squared units of the features.
 
     Raises:
-        ValueError: shapes that do not agree, values that are not finite, a matrix that is not symmetric or has a clearly
-            negative eigenvalue.
+        ValueError: shapes that do not agree, values that are not finite, a matrix that is not symmetric or has a
+            clearly negative eigenvalue.
 
     Example:
         >>> import torch
@@ -58,9 +58,7 @@ def _square_root(name: str, sigma: Tensor) -> Tensor:
     """The symmetric square root of a covariance; rounding errors of 1e-5 of its scale are allowed."""
     scale = float(sigma.abs().max())
     if float((sigma - sigma.T).abs().max()) > 1e-5 * scale:
-        raise ValueError(
-            f"{name} must be symmetric, got another matrix. Give a covariance such as torch.cov(features.T)"
-        )
+        raise ValueError(f"{name} must be symmetric, got a matrix that is not. Use torch.cov(features.T)")
     values, vectors = torch.linalg.eigh((sigma + sigma.T) / 2)
     if float(values.min()) < -1e-5 * scale:
         raise ValueError(f"{name} must be positive semi-definite, got the eigenvalue {float(values.min()):g}")
