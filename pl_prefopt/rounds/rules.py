@@ -116,9 +116,7 @@ class TruthAgainstWorst(PairRule):
     def allowed(self, scores: Tensor, gaps: Tensor, truth: int | None) -> Tensor:
         """Pairs whose chosen sample is the truth."""
         if truth is None:
-            raise ValueError(
-                "truth must be a candidate of TruthAgainstWorst, got no ground truth. Please set truth: true"
-            )
+            raise ValueError("truth must be among the candidates of this rule, got none. Please set truth: true")
         chosen = torch.zeros_like(gaps, dtype=torch.bool)
         chosen[:, truth] = True
         return chosen & (gaps >= self.gap)

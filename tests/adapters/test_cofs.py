@@ -13,7 +13,7 @@ from pl_prefopt.adapters import adapter_parameters, combine_adapters
 from pl_prefopt.adapters.cofs import adapter_values, memory_loss, mix_in_place, mix_on_memory
 from pl_prefopt.losses import dpo_loss
 from pl_prefopt.policies import Diffusion
-from tests.callbacks.everywhere import Denoiser, Pictures
+from tests.callbacks.everywhere import Denoiser, Images
 from tests.pictures import module as image_module
 from tests.tiny import nudge, tiny_lm
 
@@ -66,9 +66,9 @@ def test_adapters_of_diffusers_are_combined_with_their_alpha(tmp_path: Path) -> 
 
 
 def domains() -> tuple[Denoiser, dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A denoiser, a memory of bright pictures, and adapters moved both ways along the memory's gradient."""
+    """A denoiser, a memory of bright images, and adapters moved both ways along the memory's gradient."""
     module = Denoiser(lora=True)
-    data = Pictures().datasets["val"]
+    data = Images().datasets["val"]
     memory = torch.utils.data.default_collate(data)
     start = adapter_values(module.policy)
     own = adapter_parameters(module.policy, "default")

@@ -13,7 +13,5 @@ def test_known_options_pass() -> None:
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_known_one() -> None:
-    with pytest.raises(
-        ValueError, match=r"'lora_alfa' is not an argument of peft\.LoraConfig\. Did you mean 'lora_alpha'"
-    ):
+    with pytest.raises(ValueError, match=r"'lora_alfa' is not an argument of .* Did you mean 'lora_alpha'"):
         check_lora({"lora_alfa": 4})

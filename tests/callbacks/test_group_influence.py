@@ -16,7 +16,7 @@ from pl_prefopt.callbacks.support.influence_probe import Probe, differentiable_t
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
 from pl_prefopt.mixtures.sources import SourceSampler
 from pl_prefopt.modules import TextPreferenceModule
-from tests.callbacks.everywhere import Denoiser, Pictures
+from tests.callbacks.everywhere import Denoiser, Images
 from tests.callbacks.test_reference_sync import trainer
 from tests.runs import write_pairs
 from tests.tiny import tiny_lm
@@ -145,7 +145,7 @@ def test_loaders_that_are_made_anew_keep_the_weights(tmp_path: Path) -> None:
         module = Denoiser(lora=True)
         callback = GroupInfluenceMixture(every_n_steps=3, rows=8, entropy=0.3)
         run = trainer(tmp_path, callback, max_epochs=3, reload_dataloaders_every_n_epochs=every)
-        run.fit(module, datamodule=Pictures(sources=True))
+        run.fit(module, datamodule=Images(sources=True))
         ends.append((callback.history, module.policy.state_dict()))
     assert ends[0][0] == ends[1][0]
     assert all(torch.equal(value, ends[1][1][key]) for key, value in ends[0][1].items())
@@ -181,7 +181,7 @@ def test_a_source_without_rows_is_named_before_training(tmp_path: Path) -> None:
         trainer(tmp_path, GroupInfluenceMixture(), max_steps=1).fit(
             TextPreferenceModule(tiny_lm()), datamodule=text_sources(tmp_path, [])
         )
-    with pytest.raises(ValueError, match=r"each with rows; got \['a', 'b'\], empty: \['b'\]"):
+    with pytest.raises(ValueError, match=r"each with rows, got \['a', 'b'\], empty: \['b'\]"):
         SourceSampler({"a": [0, 1], "b": []})
 
 

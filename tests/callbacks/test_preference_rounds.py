@@ -264,7 +264,7 @@ def test_adapters_need_a_copy_that_can_move(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"rounds": 0}, "rounds must be an integer >= 1 or None, got 0"),
         ({"epochs_per_round": 0}, "epochs_per_round"),
@@ -277,6 +277,6 @@ def test_adapters_need_a_copy_that_can_move(tmp_path: Path) -> None:
         ({"replay": [0.3, -0.1]}, "replay"),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         PreferenceRounds(LengthJudge(3), **options)

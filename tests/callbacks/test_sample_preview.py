@@ -77,7 +77,7 @@ class Shower(Foreign):
 
 
 def _checked(key: str, things: Any = None, **given: Any) -> dict[str, Any]:
-    """W&B wants one value of every option per picture or sound."""
+    """W&B wants one value of every option per image or sound."""
     options = {k: v for k, v in given.items() if k in ("caption", "sample_rate")}
     assert all(len(v) == len(things) for v in options.values()), options
     return given

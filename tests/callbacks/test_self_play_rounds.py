@@ -1,4 +1,4 @@
-"""Rounds of real against own pictures: pairs, promotion of the best weights, the end, and resuming."""
+"""Rounds of real images against own samples: pairs, promotion of the best weights, the end, and resuming."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Mean(nn.Module):
 
     num_features = 6
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return torch.stack([half.mean((2, 3)) for half in pictures.chunk(2, -1)], -1).flatten(1)
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([half.mean((2, 3)) for half in images.chunk(2, -1)], -1).flatten(1)
 
 
 class Painter(pl.LightningModule):
-    """Paints grey pictures; every step makes them lighter by `step`, past the real ones and on to white."""
+    """Paints grey images; every step makes them lighter by `step`, past the real ones and on to white."""
 
     def __init__(self, step: float = 0.05) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Painter(pl.LightningModule):
 
 
 def data(folder: Path) -> ImagePreferenceDataModule:
-    """Real pictures are grey with a little noise; what they were preferred to is black."""
+    """Real images are grey with a little noise; what they were preferred to is black."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, lines = np.random.default_rng(0), []
     for i in range(2 * ROWS):
@@ -92,7 +92,7 @@ def fit(tmp_path: Path, callback: SelfPlayRounds, module: Painter, **options: An
     return trainer
 
 
-def test_real_pictures_meet_samples_of_the_reference_under_their_own_captions(tmp_path: Path) -> None:
+def test_real_images_meet_samples_of_the_reference_under_their_own_captions(tmp_path: Path) -> None:
     module = Painter()
     fit(tmp_path, rounds(rounds=1), module)
     assert len(module.seen) == 4
