@@ -9,7 +9,14 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from torch import Tensor
 
-from pl_prefopt.callbacks.support.protocols import Exports, HasDigest, HasPolicy, SavesPretrained, require
+from pl_prefopt.callbacks.support.protocols import (
+    Exports,
+    HasDigest,
+    HasPolicy,
+    SavesPretrained,
+    datamodule_of,
+    require,
+)
 from pl_prefopt.callbacks.support.run_folder import run_folder
 from pl_prefopt.utilities.files import write_text
 from pl_prefopt.utilities.sharding import whole
@@ -71,7 +78,7 @@ class AdapterExport(pl.Callback):
             if hasattr(policy, "get_base_model"):  # peft would also write adapters that are not in use
                 options["selected_adapters"] = list(cast(Any, policy).active_adapters)
             policy.save_pretrained(folder, **options)
-        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        tokenizer = getattr(datamodule_of(trainer), "tokenizer", None)
         if isinstance(tokenizer, SavesPretrained):
             tokenizer.save_pretrained(folder)
         write_text(folder / "README.md", model_card(trainer, pl_module))
@@ -80,7 +87,7 @@ class AdapterExport(pl.Callback):
 def model_card(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
     """Markdown: objective and its settings, policy, reference, data digests, metrics."""
     hparams = pl_module.hparams
-    rows = getattr(getattr(trainer, "datamodule", None), "datasets", None) or {}
+    rows = getattr(datamodule_of(trainer), "datasets", None) or {}
     sections = {
         "settings": {k: hparams[k] for k in ("objective", "policy", "reference", "seed") if k in hparams},
         "data": {

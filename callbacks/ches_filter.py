@@ -18,6 +18,7 @@ from pl_prefopt.callbacks.support.protocols import (
     HasHiddenStates,
     HasRows,
     RandomAccessRows,
+    datamodule_of,
     require,
 )
 from pl_prefopt.callbacks.support.run_folder import run_folder
@@ -90,7 +91,7 @@ class CHESFilter(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Score, choose, and replace the training rows by the chosen ones."""
-        data = random_access_data(getattr(trainer, "datamodule", None))
+        data = random_access_data(datamodule_of(trainer))
         rows = data.datasets["train"]
         if self._selected is not None and rows is self._selected:  # a second fit of the same objects
             return

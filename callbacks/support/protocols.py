@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
+import lightning.pytorch as pl
 from torch import Tensor, nn
 
 P = TypeVar("P")
@@ -185,6 +186,11 @@ class HasImages(TrainsOnSamples, Protocol):
     def images(self, split: str, index: int) -> Tensor:
         """Return the images of row `index` of a split, the chosen one first, (2, 3, H, W) in [0, 1]."""
         ...
+
+
+def datamodule_of(trainer: pl.Trainer) -> object | None:
+    """Return the datamodule of a run, None where loaders were given."""
+    return getattr(trainer, "datamodule", None)  # an attribute that Lightning sets without declaring it
 
 
 SIGNATURES = {

@@ -21,6 +21,7 @@ from pl_prefopt.callbacks.support.protocols import (
     Sample,
     Samples,
     TrainsOnSamples,
+    datamodule_of,
     require,
 )
 from pl_prefopt.callbacks.support.run_folder import run_folder
@@ -256,11 +257,6 @@ class RoundCycle(pl.Callback, ABC, Generic[Data]):
         """Restore the reference of the round."""
         if self.sync_reference:
             self._mover.on_load_checkpoint(trainer, pl_module, checkpoint)
-
-
-def datamodule_of(trainer: pl.Trainer) -> object | None:
-    """The datamodule of a fit, None where loaders were given."""
-    return getattr(trainer, "datamodule", None)
 
 
 def close_epoch(trainer: pl.Trainer) -> None:
