@@ -56,7 +56,7 @@ class PreferenceRounds(RoundCycle[HasRounds]):
         sync_reference: make the last iterate the reference.
         sampling: options of the module's `sample`, e.g. {"temperature": 0.7, "top_p": 0.95}.
         piece: prompts that are sampled, judged and written at once, >= 1.
-        min_pairs: fewest pairs of a round, >= 1; with fewer, training ends. None: those of one optimizer step, counted by
+        min_pairs: fewest pairs of a round, >= 1; with fewer, training ends. None: those of one optimizer step, by the
             `batch_size` of the datamodule.
         seed: key of prompts, samples and replay.
         path: folder of the rounds; None: `rounds` in the run folder, which a resumed run continues.

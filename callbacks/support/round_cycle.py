@@ -12,8 +12,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from pl_prefopt.callbacks.reference_sync import ReferenceSync
 from pl_prefopt.callbacks.support.evaluation import evaluating
+from pl_prefopt.callbacks.support.moving_reference import (
+    check_can_move,
+    load_reference,
+    move_reference,
+    save_reference,
+)
 from pl_prefopt.callbacks.support.protocols import (
     HasMovingSamples,
     HasSamples,
@@ -31,13 +36,15 @@ from pl_prefopt.utilities.digests import file_digest
 from pl_prefopt.utilities.files import track
 
 Data = TypeVar("Data", bound=TrainsOnSamples)
+REFERENCE_KEY = "ReferenceSync{'every_n_steps': 1, 'alpha': 1.0}"
+"""Where checkpoints hold the reference of a round; the key of the first versions, which used that callback."""
 
 
 class RoundCycle(pl.Callback, ABC, Generic[Data]):
     """Makes the training file of each round, from samples of the policy, when the training loader asks for it.
 
     `setup` registers the callback with the datamodule, which then calls it at every training loader, hence at the
-    begin of every epoch. At the first epoch of a round the subclass prepares its file; the other epochs of the round
+    start of every epoch. At the first epoch of a round the subclass prepares its file; the other epochs of the round
     get the same file. Folder `round-<n>` below the root holds the pieces of samples and `pairs.jsonl`.
 
     A subclass says what a round is.
@@ -77,7 +84,6 @@ class RoundCycle(pl.Callback, ABC, Generic[Data]):
         self._data_protocol = data
         self._root: str | None = path
         self._digest: str | None = None
-        self._mover = ReferenceSync(every_n_steps=1, alpha=1.0)
         self._trainer: pl.Trainer | None = None
 
     @abstractmethod
@@ -114,7 +120,7 @@ class RoundCycle(pl.Callback, ABC, Generic[Data]):
 
     def move_reference(self) -> None:
         """Make the policy the reference."""
-        self._mover.move(self.trainer.lightning_module)
+        move_reference(self.trainer.lightning_module)
 
     def sample(self, conditions: Sequence[str], count: int, seed: int) -> Samples:
         """Return `count` samples per condition, drawn in the precision of the Trainer."""
@@ -188,7 +194,7 @@ class RoundCycle(pl.Callback, ABC, Generic[Data]):
                 "with adapters"
             )
         if self.sync_reference:
-            self._mover.setup(trainer, pl_module, stage)
+            check_can_move(pl_module)
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         self._trainer = trainer
         self.data.provide_train(self._training_file)
@@ -249,14 +255,14 @@ class RoundCycle(pl.Callback, ABC, Generic[Data]):
     ) -> None:
         """Save the reference of the round."""
         if self.sync_reference:
-            self._mover.on_save_checkpoint(trainer, pl_module, checkpoint)
+            save_reference(pl_module, checkpoint, REFERENCE_KEY)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Restore the reference of the round."""
         if self.sync_reference:
-            self._mover.on_load_checkpoint(trainer, pl_module, checkpoint)
+            load_reference(pl_module, checkpoint, REFERENCE_KEY)
 
 
 def close_epoch(trainer: pl.Trainer) -> None:

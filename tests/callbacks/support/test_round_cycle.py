@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
-from pl_prefopt.callbacks import PreferenceRounds, SelfPlayRounds
+from pl_prefopt.callbacks import PreferenceRounds, ReferenceSync, SelfPlayRounds
 from pl_prefopt.callbacks.support.round_cycle import RoundCycle
 from pl_prefopt.judges import LengthJudge
 from pl_prefopt.utilities.digests import file_digest
@@ -112,3 +113,19 @@ def test_states_of_earlier_versions_are_read(tmp_path: Path) -> None:
     assert rounds.state_dict() == {"round": -1, "root": str(tmp_path), "digest": None}
     assert rounds.state_key == "PreferenceRounds"
     assert play.state_key == "SelfPlayRounds"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_of_the_round_is_in_the_checkpoint_under_the_key_of_earlier_versions(
+    name: str, tmp_path: Path
+) -> None:
+    callback, module, _ = cases(tmp_path)[name]
+    checkpoint: dict[str, Any] = {}
+    callback.on_save_checkpoint(pl.Trainer(logger=False), module, checkpoint)
+    assert list(checkpoint) == [ReferenceSync(every_n_steps=1, alpha=1.0).state_key]
+    saved = module.reference.weight.detach().clone()
+    torch.nn.init.zeros_(module.reference.weight)
+    callback.on_load_checkpoint(pl.Trainer(logger=False), module, checkpoint)
+    assert torch.equal(module.reference.weight, saved)
+    with pytest.raises(ValueError, match="no moving reference"):
+        callback.on_load_checkpoint(pl.Trainer(logger=False), module, {})
