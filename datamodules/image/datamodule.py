@@ -181,7 +181,7 @@ class ImagePreferenceDataModule(PreferenceDataModule):
         self.datasets["train"] = self._load("train", progress=self.share().rank == 0)
         self._fill()
 
-    def pictures(self, split: str, index: int) -> Tensor:
+    def images(self, split: str, index: int) -> Tensor:
         """Return the chosen and the rejected image behind row `index` of a split, (2, 3, H, W) in [0, 1]."""
         rows = self.datasets[split]
         return rows.pixels(index, rows.geometry.frame(rows.sizes(index), 0, index)) / 2 + 0.5

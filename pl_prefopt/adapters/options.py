@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 
-def check_lora(lora: dict | None) -> None:
+from pl_prefopt.utilities.suggestions import did_you_mean
+
+
+def check_lora(lora: Mapping[str, object] | None) -> None:
     """Refuse adapter options that peft does not know.
 
     Raises:
@@ -11,14 +16,10 @@ def check_lora(lora: dict | None) -> None:
     """
     if lora is None:
         return
-    import difflib
-    import inspect
-
     from peft import LoraConfig
 
     known = list(inspect.signature(LoraConfig).parameters)
     for key in lora:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"lora option {key!r} is not an argument of peft.LoraConfig{hint}")
+            hint = did_you_mean(key, known)
+            raise ValueError(f"lora option {key!r} is not an argument of peft.LoraConfig. {hint}".rstrip(" ."))

@@ -32,11 +32,11 @@ def has_adapters(network: nn.Module) -> bool:
 def adapters_disabled(network: nn.Module) -> Iterator[None]:
     """Run `network` without its adapters; which parameters train does not change.
 
-    Leave the block before backward: with gradient checkpointing the recomputation must see the adapters again. The
-    flag is set directly: `enable_adapters` would also walk through all parameters of all layers, twice a step.
+    Leave the block before backward: with gradient checkpointing the recomputation must see the adapters again.
     """
     before = [(layer, layer.disable_adapters) for layer in adapter_layers(network)]
     try:
+        # The private flag, because `enable_adapters` would also set requires_grad of every parameter, twice per step.
         for layer, _ in before:
             layer._disable_adapters = True
         yield
@@ -47,13 +47,13 @@ def adapters_disabled(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def adapter_active(network: nn.Module, name: str) -> Iterator[None]:
-    """Run `network` with the adapter `name` alone; trainability and the active adapter are restored at the end.
+    """Run `network` with the adapter `name` alone; requires_grad and the active adapter are restored on exit.
 
     Raises:
         ValueError: no layer of `network` has such an adapter.
     """
     if name not in adapter_names(network):
-        raise ValueError(f"no adapter named {name!r}; the network has {sorted(adapter_names(network)) or 'none'}")
+        raise ValueError(f"network has no adapter named {name!r}, got {sorted(adapter_names(network)) or 'none'}")
     with _switched(network):
         for layer in adapter_layers(network):
             layer.enable_adapters(True)
@@ -63,6 +63,7 @@ def adapter_active(network: nn.Module, name: str) -> Iterator[None]:
 
 @contextmanager
 def _switched(network: nn.Module) -> Iterator[None]:
+    """Restore active adapters and requires_grad on exit: peft's own switches change both."""
     trainable = {name: p.requires_grad for name, p in network.named_parameters()}
     before = [(layer, layer.active_adapters, layer.disable_adapters) for layer in adapter_layers(network)]
     try:
@@ -77,7 +78,7 @@ def _switched(network: nn.Module) -> Iterator[None]:
 
 
 def adapter_names(network: nn.Module) -> set[str]:
-    """Names of the adapters found in `network`."""
+    """Names of the adapters of `network`."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [m for m in adapter_layers(network) if isinstance(m, BaseTunerLayer)]
@@ -85,20 +86,20 @@ def adapter_names(network: nn.Module) -> set[str]:
 
 
 def adapter_parameters(network: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """Parameters of one adapter, keyed by their name with the adapter's own name taken out."""
-    found = {}
+    """Parameters of one adapter, keyed by their name without that of the adapter, so that adapters share their keys."""
+    parameters = {}
     for key, p in network.named_parameters():
         parts = key.split(".")
         if name in parts and any(part.startswith(("lora_", "modules_to_save")) or "vera" in part for part in parts):
-            found[".".join(part for part in parts if part != name)] = p
-    return found
+            parameters[".".join(part for part in parts if part != name)] = p
+    return parameters
 
 
 def add_adapter_copy(network: nn.Module, source: str, name: str) -> None:
     """Add a frozen adapter `name` with the configuration and the values of `source`; `source` stays active."""
     config = getattr(network, "peft_config", {}).get(source)
     if config is None:
-        raise ValueError(f"the network has no peft configuration named {source!r}, so it cannot be copied")
+        raise ValueError(f"network must have a peft configuration named {source!r} to copy, got none")
     from peft import PeftModel, inject_adapter_in_model
 
     config = copy.copy(config)
@@ -107,7 +108,7 @@ def add_adapter_copy(network: nn.Module, source: str, name: str) -> None:
     with _switched(network):
         if isinstance(network, PeftModel):
             network.add_adapter(name, config)
-        elif hasattr(network, "add_adapter"):  # transformers and diffusers turn the arguments round
+        elif hasattr(network, "add_adapter"):  # transformers and diffusers take the arguments in reverse order
             network.add_adapter(config, adapter_name=name)  # pyright: ignore[reportCallIssue]
         else:
             inject_adapter_in_model(config, network, name)

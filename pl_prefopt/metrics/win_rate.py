@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from pl_prefopt.metrics.functional.pairwise_accuracy import wins
+
 
 class WinRate(Metric):
     """Share of conditions whose sample scores higher than the base's sample under the same seed; a tie counts 1/2.
@@ -38,13 +40,15 @@ class WinRate(Metric):
         """
         if scores.dim() != 1 or scores.shape != base_scores.shape:
             raise ValueError(
-                f"scores {tuple(scores.shape)} and base_scores {tuple(base_scores.shape)} must both be (B,)"
+                f"scores and base_scores must both be (B,), got {tuple(scores.shape)} and {tuple(base_scores.shape)}"
             )
         if not bool(torch.isfinite(scores).all() and torch.isfinite(base_scores).all()):
-            raise ValueError("scores and base_scores must be finite; a judge gave NaN or infinity")
-        self.wins += ((scores > base_scores).double() + (scores == base_scores).double() / 2).sum()
+            raise ValueError(
+                "scores and base_scores must be finite, got NaN or infinity. Inspect what the judge returned"
+            )
+        self.wins += wins(scores, base_scores).sum()
         self.count += len(scores)
 
     def compute(self) -> Tensor:
-        """In [0, 1], float32; NaN before the first row."""
+        """Return the share in [0, 1], float32; NaN before the first row."""
         return (self.wins / self.count).float()

@@ -1,4 +1,4 @@
-"""Training on several sources of data in proportions that may change while training goes on.
+"""Training on several sources of data in proportions that may change during training.
 
 Legend: K sources, S rows of one draw (an optimizer step, or a block of a plain loader).
 """
@@ -6,18 +6,26 @@ Legend: K sources, S rows of one draw (an optimizer step, or a block of a plain 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
+from pl_prefopt.utilities.checks import integer
+
+
+class ScheduleState(TypedDict):
+    """All weights so far, each with the draw that it began with, as lists [draw, weights]."""
+
+    history: list[list]
+
 
 class SourceSchedule:
-    """Which rows each draw takes: a function of sources, seed and the weights so far, so it can always be repeated.
+    """Which rows each draw takes: a function of sources, seed and the weights so far, so every draw can be repeated.
 
-    Draw t takes S rows; source k gets floor or ceil of S * w_k of them (systematic sampling). Within a source, rows
-    come in random order, and all of them before any comes again.
+    Draw t takes S rows, floor or ceil of S * w_k of them from source k (systematic sampling). The rows of a source come
+    in random order, and all of them before any is repeated.
 
     Args:
         sources: name -> row ids, none empty.
@@ -26,7 +34,7 @@ class SourceSchedule:
         weights: name -> weight >= 0, normalised here; None: proportional to the number of rows.
 
     Raises:
-        ValueError: fewer than two sources, one without rows, S < 1, weights that do not fit.
+        ValueError: fewer than two sources, one without rows, S < 1, weights that are not one number >= 0 per source.
     """
 
     def __init__(
@@ -40,9 +48,8 @@ class SourceSchedule:
         self.rows_of = [np.asarray(sources[n]) for n in self.names]
         empty = [n for n, rows in zip(self.names, self.rows_of, strict=True) if not len(rows)]
         if len(self.names) < 2 or empty:
-            raise ValueError(f"sources must be at least two, each with rows; got {list(self.names)}, empty: {empty}")
-        if size < 1:
-            raise ValueError(f"size must be >= 1, got {size}")
+            raise ValueError(f"sources must be at least two, each with rows, got {list(self.names)}, empty: {empty}")
+        integer("size", size)
         self.size, self.seed = size, seed
         self.drawn = 0
         self.history: list[tuple[int, list[float]]] = []
@@ -61,7 +68,7 @@ class SourceSchedule:
         values = np.asarray([weights.get(n, np.nan) for n in self.names], dtype=float)
         if set(weights) != set(self.names) or not np.isfinite(values).all() or values.min() < 0 or not values.sum():
             raise ValueError(
-                f"weights must give every source of {list(self.names)} a finite value >= 0, not all 0; got "
+                f"weights must give every source of {list(self.names)} a finite value >= 0, not all 0, got "
                 f"{dict(weights)}"
             )
         self.history.append((self.drawn, (values / values.sum()).tolist()))
@@ -70,40 +77,45 @@ class SourceSchedule:
         """(S,) row ids of a draw, in random order."""
         if draw != self.drawn:
             self._go_to(draw)
-        picks = self._picks(draw)
-        out = np.empty(self.size, dtype=np.int64)
+        source_of = self._sources(draw)
+        row_ids = np.empty(self.size, dtype=np.int64)
         for k, rows in enumerate(self.rows_of):
-            places = np.flatnonzero(picks == k)
-            for place, at in zip(places, range(self._cursor[k], self._cursor[k] + len(places)), strict=True):
-                out[place] = rows[self._order(k, at // len(rows))[at % len(rows)]]
-        self._cursor += np.bincount(picks, minlength=len(self.names))
+            slots = np.flatnonzero(source_of == k)
+            for offset, slot in enumerate(slots):
+                # the cursor counts the rows of the source over all draws; each full turn has a new random order
+                turn, position = divmod(int(self._cursor[k]) + offset, len(rows))
+                row_ids[slot] = rows[self._order(k, turn)[position]]
+        self._cursor += np.bincount(source_of, minlength=len(self.names))
         self.drawn = draw + 1
-        return out
+        return row_ids
 
-    def state_dict(self) -> dict[str, Any]:
-        """All weights so far, each with the draw that it began with."""
-        return {"history": [[at, list(w)] for at, w in self.history]}
+    def state_dict(self) -> ScheduleState:
+        """Return all weights so far."""
+        return {"history": [[start, list(weights)] for start, weights in self.history]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: ScheduleState) -> None:
         """Repeat the draws that were made under these weights."""
-        self.history = [(int(at), list(w)) for at, w in state["history"]]
+        self.history = [(int(start), list(weights)) for start, weights in state["history"]]
         self.drawn, self._cursor = 0, np.zeros(len(self.names), dtype=np.int64)
 
-    def _picks(self, draw: int) -> np.ndarray:
-        """(S,) source numbers of a draw."""
-        weights = next(w for at, w in reversed(self.history) if at <= draw)
+    def _sources(self, draw: int) -> np.ndarray:
+        """(S,) number of the source of each row of a draw."""
+        weights = next(weights for start, weights in reversed(self.history) if start <= draw)
         rng = np.random.default_rng([self.seed, 1, draw])
         points = (np.arange(self.size) + rng.random()) / self.size
-        picks = np.searchsorted(np.cumsum(weights), points, side="right").clip(max=len(self.names) - 1)
-        return rng.permutation(picks)
+        # rounding may leave the last sum of weights below the last point
+        source_of = np.searchsorted(np.cumsum(weights), points, side="right").clip(max=len(self.names) - 1)
+        return rng.permutation(source_of)
 
     def _go_to(self, draw: int) -> None:
+        """Set the cursors to what they are before a draw, by counting the rows of the draws before it."""
         if draw < self.drawn:
             self.drawn, self._cursor = 0, np.zeros(len(self.names), dtype=np.int64)
         for earlier in range(self.drawn, draw):
-            self._cursor += np.bincount(self._picks(earlier), minlength=len(self.names))
+            self._cursor += np.bincount(self._sources(earlier), minlength=len(self.names))
 
     def _order(self, source: int, turn: int) -> np.ndarray:
+        """Random order of the rows of a source in one turn; the last one is kept."""
         if self._orders.get(source, (-1,))[0] != turn:
             rng = np.random.default_rng([self.seed, 2, source, turn])
             self._orders[source] = (turn, rng.permutation(len(self.rows_of[source])))
@@ -115,7 +127,7 @@ class SourceSampler(DistributedSampler[int]):
 
     Args:
         sources: name -> row ids of the dataset.
-        block: rows that are drawn together over all ranks, a multiple of their number.
+        block: rows that are drawn together over all ranks, a multiple of the number of ranks.
         seed: key of all draws.
         weights: name -> weight; None: proportional to the number of rows.
     """
@@ -132,6 +144,7 @@ class SourceSampler(DistributedSampler[int]):
         self.blocks = max(1, sum(map(len, self.schedule.rows_of)) // block)
 
     def _share(self) -> tuple[int, int]:
+        """Rank and number of ranks."""
         ready = dist.is_available() and dist.is_initialized()
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
         if self.schedule.size % ranks:

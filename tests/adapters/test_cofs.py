@@ -13,7 +13,7 @@ from pl_prefopt.adapters import adapter_parameters, combine_adapters
 from pl_prefopt.adapters.cofs import adapter_values, memory_loss, mix_in_place, mix_on_memory
 from pl_prefopt.losses import dpo_loss
 from pl_prefopt.policies import Diffusion
-from tests.callbacks.everywhere import Denoiser, Pictures
+from tests.callbacks.everywhere import Denoiser, Images
 from tests.pictures import module as image_module
 from tests.tiny import nudge, tiny_lm
 
@@ -66,9 +66,9 @@ def test_adapters_of_diffusers_are_combined_with_their_alpha(tmp_path: Path) -> 
 
 
 def domains() -> tuple[Denoiser, dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A denoiser, a memory of bright pictures, and adapters moved both ways along the memory's gradient."""
+    """A denoiser, a memory of bright images, and adapters moved both ways along the memory's gradient."""
     module = Denoiser(lora=True)
-    data = Pictures().datasets["val"]
+    data = Images().datasets["val"]
     memory = torch.utils.data.default_collate(data)
     start = adapter_values(module.policy)
     own = adapter_parameters(module.policy, "default")
@@ -95,9 +95,9 @@ def test_a_running_network_ends_with_the_best_mixture() -> None:
 def test_what_does_not_fit_is_told() -> None:
     module, memory, first, _ = domains()
     odd = {f"x.{k}": v for k, v in first.items()}
-    with pytest.raises(ValueError, match="second does not fit adapter 'default'"):
+    with pytest.raises(ValueError, match="second must have the tensors of adapter 'default'"):
         mix_in_place(module.policy, first, odd, memory_loss(module, [memory]))
-    with pytest.raises(ValueError, match="no adapter named 'slow'; found"):
+    with pytest.raises(ValueError, match="no adapter named 'slow', got"):
         adapter_values(module.policy, "slow")
     with pytest.raises(ValueError, match="at least one batch of the memory"):
         memory_loss(module, [])

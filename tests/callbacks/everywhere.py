@@ -38,7 +38,7 @@ PIXELS = 3 * SIZE * SIZE
 
 
 class Denoiser(pl.LightningModule):
-    """Somebody's diffusion model of pictures of 2 x 2 pixels; nothing in it comes from the library."""
+    """Somebody's diffusion model of images of 2 x 2 pixels; nothing in it comes from the library."""
 
     def __init__(self, lora: bool = False) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Denoiser(pl.LightningModule):
         self.modes: set[bool] = set()
 
     def noisy(self, x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L, P) noised pictures and their noise, a fixed draw per level."""
+        """(B, L, P) noised images and their noise, a fixed draw per level."""
         noise = torch.randn(len(levels), PIXELS, generator=torch.Generator().manual_seed(5)).to(x)
         return x[:, None] * (1 - levels[:, None]) + noise * levels[:, None], noise.expand(len(x), -1, -1)
 
@@ -115,8 +115,8 @@ class Resumable(DataLoader):
         self.start = state["at"]
 
 
-class Pictures(pl.LightningDataModule):
-    """Bright pictures are preferred in source "a", dark ones in source "b"; validation is like "a"."""
+class Images(pl.LightningDataModule):
+    """Bright images are preferred in source "a", dark ones in source "b"; validation is like "a"."""
 
     def __init__(self, batch_size: int = 4, sources: bool = False) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Pictures(pl.LightningDataModule):
         self.batch_size, self.sources = batch_size, sources
         self.collate = torch.utils.data.default_collate
 
-    def pictures(self, split: str, row: int) -> Tensor:
+    def images(self, split: str, row: int) -> Tensor:
         return torch.stack([self.datasets[split][row][k].view(3, SIZE, SIZE) for k in ("chosen", "rejected")])
 
     def train_dataloader(self) -> DataLoader:
@@ -188,8 +188,8 @@ def on_adapters(folder: Path) -> list[pl.Callback]:
 
 
 KINDS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[[Path], list[pl.Callback]], bool]] = {
-    "denoiser": (Denoiser, lambda folder, *options: Pictures(*options), on_weights, False),
-    "denoiser-lora": (Denoiser, lambda folder, *options: Pictures(*options), on_adapters, True),
+    "denoiser": (Denoiser, lambda folder, *options: Images(*options), on_weights, False),
+    "denoiser-lora": (Denoiser, lambda folder, *options: Images(*options), on_adapters, True),
     "text": (text_module, text_data, on_weights, False),
     "text-lora": (text_module, text_data, on_adapters, True),
 }

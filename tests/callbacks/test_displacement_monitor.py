@@ -57,15 +57,15 @@ def test_it_fires_on_displacement_only(speeds: tuple[float, float], fires: bool,
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer(tmp_path, monitor, max_epochs=2, num_sanity_val_steps=0).fit(Foreign(*speeds), rows(6), rows(4))
-    told = [str(w.message) for w in caught if "likelihood displacement" in str(w.message)]
-    assert bool(told) is fires
+    warned = [str(w.message) for w in caught if "likelihood displacement" in str(w.message)]
+    assert bool(warned) is fires
     assert [h["step"] for h in monitor.history] == [3, 6]
     assert monitor.history[0]["chosen_change"] == pytest.approx(3 * speeds[0])
     assert monitor.history[1]["margin_change"] == pytest.approx(6 * (speeds[0] - speeds[1]))
     assert monitor.history[0]["share"] == float(speeds[0] < 0)
     assert (tmp_path / "displacement.png").stat().st_size > 1000
     if fires:
-        assert "epoch 0: the margin grew by 6 nats while the chosen samples fell by 3; 100% of the watched" in told[0]
+        assert "epoch 0: the margin grew by 6 nats while the chosen samples fell by 3; 100% of the watched" in warned[0]
 
 
 def test_the_worst_rows_are_named_by_their_ids(tmp_path: Path) -> None:
@@ -141,5 +141,5 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(TypeError, match="pair_logratios"):
         trainer(tmp_path, LikelihoodDisplacementMonitor(), max_steps=1).fit(Bare(1, 1), rows(4), rows(4))
-    with pytest.raises(ValueError, match="no validation set"):
+    with pytest.raises(ValueError, match="validation set must be given, got none"):
         trainer(tmp_path, LikelihoodDisplacementMonitor(), max_steps=1).fit(Foreign(1, 1), rows(4))

@@ -12,11 +12,11 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pl_prefopt.callbacks import GroupInfluenceMixture
-from pl_prefopt.callbacks.support.influence_probe import Probe, find_sources, quiet
+from pl_prefopt.callbacks.support.influence_probe import Probe, differentiable_twice, find_sources
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
 from pl_prefopt.mixtures.sources import SourceSampler
 from pl_prefopt.modules import TextPreferenceModule
-from tests.callbacks.everywhere import Denoiser, Pictures
+from tests.callbacks.everywhere import Denoiser, Images
 from tests.callbacks.test_reference_sync import trainer
 from tests.runs import write_pairs
 from tests.tiny import tiny_lm
@@ -78,7 +78,7 @@ def test_the_probe_computes_gradients_and_products_of_the_definition(tmp_path: P
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            with quiet(pl_module):
+            with differentiable_twice(pl_module):
                 probe = Probe(trainer, pl_module, find_sources(trainer.train_dataloader), rows=32)
                 influence = probe.influence([trainer.val_dataloaders], "cg", damping=0.0, steps=50)
                 found.append((influence, pl_module.policy.weight[0].detach().clone()))
@@ -145,7 +145,7 @@ def test_loaders_that_are_made_anew_keep_the_weights(tmp_path: Path) -> None:
         module = Denoiser(lora=True)
         callback = GroupInfluenceMixture(every_n_steps=3, rows=8, entropy=0.3)
         run = trainer(tmp_path, callback, max_epochs=3, reload_dataloaders_every_n_epochs=every)
-        run.fit(module, datamodule=Pictures(sources=True))
+        run.fit(module, datamodule=Images(sources=True))
         ends.append((callback.history, module.policy.state_dict()))
     assert ends[0][0] == ends[1][0]
     assert all(torch.equal(value, ends[1][1][key]) for key, value in ends[0][1].items())
@@ -181,7 +181,7 @@ def test_a_source_without_rows_is_named_before_training(tmp_path: Path) -> None:
         trainer(tmp_path, GroupInfluenceMixture(), max_steps=1).fit(
             TextPreferenceModule(tiny_lm()), datamodule=text_sources(tmp_path, [])
         )
-    with pytest.raises(ValueError, match=r"each with rows; got \['a', 'b'\], empty: \['b'\]"):
+    with pytest.raises(ValueError, match=r"each with rows, got \['a', 'b'\], empty: \['b'\]"):
         SourceSampler({"a": [0, 1], "b": []})
 
 

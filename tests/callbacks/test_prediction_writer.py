@@ -46,5 +46,5 @@ def test_another_kind_of_prediction_is_refused(tmp_path: Path) -> None:
         def predict_step(self, batch: Any, batch_idx: int) -> list[int]:
             return [1]
 
-    with pytest.raises(ValueError, match=r"a dict of tensors from Odd\.predict_step, got list"):
+    with pytest.raises(ValueError, match=r"requires a dict of tensors from Odd\.predict_step, got list"):
         trainer(tmp_path, PredictionWriter(str(tmp_path))).predict(Odd(), loader())

@@ -16,7 +16,7 @@ from pl_prefopt.judges import Judge, LengthJudge, RegexJudge
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.references import AdapterCopy, AdapterOff, CachedReference, FrozenCopy
 from pl_prefopt.rounds import AllPairs, BestWorst, ThresholdGap, TruthAgainstWorst
-from pl_prefopt.rounds.files import pair_rows
+from pl_prefopt.rounds.files import SampledRow, pair_rows
 from tests.callbacks.test_adapter_export import data
 from tests.callbacks.test_reference_sync import Foreign, trainer
 from tests.tiny import tiny_lm
@@ -165,7 +165,7 @@ def test_blank_samples_have_no_score(tmp_path: Path) -> None:
 
 
 def test_two_equal_samples_are_no_pair() -> None:
-    rows = [{"condition": "q", "samples": ["a", "b", "a"], "scores": [1.0, 0.0, 2.0]}]
+    rows: list[SampledRow] = [{"condition": "q", "samples": ["a", "b", "a"], "scores": [1.0, 0.0, 2.0]}]
     made = pair_rows(rows, torch.tensor([[0, 2, 0], [0, 2, 1]]), number=3)
     assert made == [
         {"condition": "q", "chosen": "a", "rejected": "b", "score_chosen": 2.0, "score_rejected": 0.0, "round": 3}
@@ -238,12 +238,15 @@ def test_rounds_move_a_foreign_policy_to_where_the_judge_is_pleased(tmp_path: Pa
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     judge = LengthJudge(3)
     run = trainer(tmp_path, PreferenceRounds(judge), max_epochs=1)
-    with pytest.raises(TypeError, match=r"PreferenceRounds needs of Foreign .* sample: sample\(conditions"):
+    with pytest.raises(TypeError, match=r"PreferenceRounds requires Foreign\.sample\(.*, which is not"):
         run.fit(Foreign(), datamodule=data(tmp_path))
     run = trainer(tmp_path, PreferenceRounds(judge), max_epochs=1)
-    with pytest.raises(TypeError, match=r"of LightningDataModule what it does not have: conditions.*provide_train"):
+    with pytest.raises(
+        TypeError,
+        match=r"requires LightningDataModule\.write_samples\(.*\.conditions\(split\)",
+    ):
         run.fit(Bandit(), datamodule=pl.LightningDataModule())
-    with pytest.raises(TypeError, match="truths"):
+    with pytest.raises(TypeError, match=r"requires Points\.truths\(conditions\)"):
         trainer(tmp_path, PreferenceRounds(judge, truth=True), max_epochs=1).fit(Bandit(), datamodule=Points())
     module = TextPreferenceModule(tiny_lm(lora=True), reference=AdapterOff())
     with pytest.raises(ValueError, match="AdapterCopy"):
@@ -261,12 +264,12 @@ def test_adapters_need_a_copy_that_can_move(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"rounds": 0}, "rounds must be >= 1, got 0"),
+        ({"rounds": 0}, "rounds must be an integer >= 1 or None, got 0"),
         ({"epochs_per_round": 0}, "epochs_per_round"),
-        ({"candidates": 0}, "candidates must be >= 1, got 0"),
-        ({"candidates": 1}, r"candidates \+ truth must be >= 2, got 1"),
+        ({"candidates": 0}, "candidates must be an integer >= 1, got 0"),
+        ({"candidates": 1}, r"candidates \+ truth must be an integer >= 2, got 1"),
         ({"prompts": 0}, "prompts"),
         ({"piece": 0}, "piece"),
         ({"min_pairs": 0}, "min_pairs"),
@@ -274,6 +277,6 @@ def test_adapters_need_a_copy_that_can_move(tmp_path: Path) -> None:
         ({"replay": [0.3, -0.1]}, "replay"),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         PreferenceRounds(LengthJudge(3), **options)

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pl_prefopt.callbacks import SamplePreview
-from pl_prefopt.callbacks.support.shows import table
+from pl_prefopt.callbacks.support.preview_forms import table
 from pl_prefopt.logprobs.generation import generate
 from pl_prefopt.modules import TextPreferenceModule
 from tests.callbacks.test_adapter_export import data
@@ -54,8 +54,8 @@ G = torch.Generator().manual_seed(0)
 FORMS: dict[str, Any] = {
     "texts": ["one|two", "three"],
     "ranked lists": [["first", "second"], ["only"]],
-    "pictures": torch.rand(2, 3, 4, 5, generator=G),
-    "grey pictures": torch.rand(2, 1, 4, 5, generator=G),
+    "images": torch.rand(2, 3, 4, 5, generator=G),
+    "grey images": torch.rand(2, 1, 4, 5, generator=G),
     "sounds": 0.5 * torch.sin(torch.arange(2000) * torch.tensor([[0.1], [0.3]])),
     "point clouds": torch.randn(2, 50, 3, generator=G),
 }
@@ -77,7 +77,7 @@ class Shower(Foreign):
 
 
 def _checked(key: str, things: Any = None, **given: Any) -> dict[str, Any]:
-    """W&B wants one value of every option per picture or sound."""
+    """W&B wants one value of every option per image or sound."""
     options = {k: v for k, v in given.items() if k in ("caption", "sample_rate")}
     assert all(len(v) == len(things) for v in options.values()), options
     return given
@@ -143,7 +143,7 @@ def test_a_table_shows_ranked_lists_in_order() -> None:
 @pytest.mark.parametrize("made", [["only one"], torch.zeros(2, 4, 3, 3), torch.zeros(3, 3, 2, 2), "ab", [1, 2]])
 def test_another_form_is_told_before_the_first_step(made: Any, tmp_path: Path) -> None:
     run = trainer(tmp_path, SamplePreview(["a", "b"]), max_steps=1)
-    with pytest.raises(TypeError, match=r"one sample for each of 2 conditions as texts: list of str; .*; found"):
+    with pytest.raises(TypeError, match=r"one sample for each of 2 conditions as texts: list of str; .*, got"):
         run.fit(Shower(made), loader())
     assert run.global_step == 0
 
@@ -183,5 +183,5 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         SamplePreview([])
     with pytest.raises(ValueError, match="every_n_steps"):
         SamplePreview(["a"], every_n_steps=0)
-    with pytest.raises(TypeError, match="preview"):
+    with pytest.raises(TypeError, match=r"SamplePreview requires Foreign\.preview\(conditions, seed\)"):
         trainer(tmp_path, SamplePreview(["a"]), max_steps=1).fit(Foreign(), loader())

@@ -66,6 +66,7 @@ def test_ddo_starts_at_its_coin_loss_and_keeps_the_weights_of_the_least_fid(name
     assert losses.seen[0] == pytest.approx(4 * math.log(2), abs=1e-5)
     assert losses.seen[-1] != pytest.approx(4 * math.log(2), abs=1e-3)
     assert [h["step"] for h in rounds.history] == [0, 2, 4]
+    assert rounds.best is not None
     assert rounds.best["fid"] == min(h["fid"] for h in rounds.history)
     kept = dict(module.policy.named_parameters())
     assert all(torch.equal(kept[k], v) for k, v in rounds.best["weights"].items())

@@ -75,7 +75,7 @@ def test_no_pair_is_an_empty_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: BestWorst(-1.0), "gap"),
         (lambda: AllPairs(limit=0), "limit"),
@@ -87,8 +87,8 @@ def test_no_pair_is_an_empty_table() -> None:
         (lambda: BestWorst().pairs(torch.zeros(1, 2), truth=2), "truth"),
     ],
 )
-def test_bad_arguments_are_refused(make: Callable[[], object], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_bad_arguments_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()
 
 

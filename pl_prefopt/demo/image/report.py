@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.nn import functional as F
 
-from pl_prefopt.callbacks.support.shared import run_folder
+from pl_prefopt.callbacks.support.run_folder import run_folder
 from pl_prefopt.demo.image.world import Reading, ShapesJudge, ShapesWorld, accuracy
 from pl_prefopt.demo.plots import canvas
 from pl_prefopt.judges.base import judged

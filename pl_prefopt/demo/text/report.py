@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from pl_prefopt.callbacks.support.shared import run_folder
+from pl_prefopt.callbacks.support.run_folder import run_folder
 from pl_prefopt.demo.plots import curves_figure, reward_kl_figure
 from pl_prefopt.demo.text.exact import Enumeration, enumerate_policy, frontier, measure, reward_table, sample
 from pl_prefopt.demo.text.world import TOPICS, UNSEEN_TOPICS, SentimentWorld

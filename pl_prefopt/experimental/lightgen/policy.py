@@ -18,8 +18,8 @@ from pl_prefopt.utilities.dtypes import dtype_named
 
 if TYPE_CHECKING:
     from pl_prefopt.diffusion.conditioner import PipelineConditioner
-    from pl_prefopt.experimental.lightgen.network import MaskedAutoregressive
     from pl_prefopt.experimental.lightgen.family import MaskedTokens
+    from pl_prefopt.experimental.lightgen.network import MaskedAutoregressive
 
 SIZES: dict[str, dict[str, int]] = {
     "base": {"width": 768, "heads": 12, "encoder_depth": 12, "decoder_depth": 12},

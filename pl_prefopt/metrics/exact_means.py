@@ -39,7 +39,9 @@ class ExactMeans(Metric):
         """Add rows: `values[name]` is (B,)."""
         unknown = values.keys() - set(self.names)
         if unknown:
-            raise ValueError(f"unknown quantities {sorted(unknown)}; this metric holds {', '.join(self.names)}")
+            raise ValueError(
+                f"values must be among {', '.join(self.names)}, got the unknown quantities {sorted(unknown)}"
+            )
         for i, name in enumerate(self.names):
             if name in values:
                 rows = values[name].detach().double()
@@ -47,6 +49,6 @@ class ExactMeans(Metric):
                 self.counts[i] += rows.numel()
 
     def compute(self) -> dict[str, Tensor]:
-        """The mean of every quantity that has seen a row, float32."""
-        seen = self.counts > 0
-        return {n: (self.sums[i] / self.counts[i]).float() for i, n in enumerate(self.names) if seen[i]}
+        """Return the mean of every quantity that has at least one row, float32."""
+        means = (self.sums / self.counts).float()
+        return {name: means[i] for i, name in enumerate(self.names) if self.counts[i] > 0}

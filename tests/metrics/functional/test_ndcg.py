@@ -46,7 +46,7 @@ def test_refused() -> None:
         ((one, one[:, :1], None), r"relevance must be \(1, 2\), got shape \(1, 1\)"),
         ((one, -one, None), r"relevance must be finite and >= 0, got -1.0"),
         ((one * float("nan"), one, None), r"scores must be finite, got nan"),
-        ((one, one, 0), r"k must be at least 1, or None for all ranks, got 0"),
+        ((one, one, 0), r"k must be an integer >= 1 or None, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             ndcg(arguments[0], arguments[1], k=arguments[2])

@@ -1,4 +1,7 @@
-"""Distances between distributions of features."""
+"""Distance of two distributions of features: the formula of FID.
+
+`torchmetrics.image.fid.FrechetInceptionDistance` computes features and moments; this takes any moments.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -
         () float64, >= 0, in squared units of the features.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, a matrix that is not symmetric or has a clearly
-            negative eigenvalue.
+        ValueError: shapes that do not agree, values that are not finite, a matrix that is not symmetric or has a
+            clearly negative eigenvalue.
 
     Example:
         >>> import torch
@@ -37,24 +40,26 @@ def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -
     ):  # fmt: skip
         if tuple(value.shape) != shape or size < 1:
             raise ValueError(
-                f"{name} has the shape {tuple(value.shape)}; means are (D,) and covariances (D, D) of one D >= 1"
+                f"{name} must be {'(D,)' if name.startswith('mu') else '(D, D)'} of one D >= 1 for all arguments, got "
+                f"shape {tuple(value.shape)}"
             )
         if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{name} must be finite; look for NaN in the features, and give at least two samples")
-    root, other = _root("sigma1", sigma1.double()), sigma2.double()
-    _root("sigma2", other)
-    middle = root @ other @ root
-    traced = torch.linalg.eigvalsh((middle + middle.T) / 2).clamp(min=0).sqrt().sum()
-    gap = (mu1.double() - mu2.double()).square().sum()
-    return (gap + sigma1.double().trace() + other.trace() - 2 * traced).clamp(min=0)
+            raise ValueError(f"{name} must be finite, got NaN or infinity. Are there at least two samples, all finite?")
+    sigma1, sigma2 = sigma1.double(), sigma2.double()
+    root = _square_root("sigma1", sigma1)
+    _square_root("sigma2", sigma2)  # for its checks alone
+    product = root @ sigma2 @ root
+    trace_of_root = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    squared_distance = (mu1.double() - mu2.double()).square().sum()
+    return (squared_distance + sigma1.trace() + sigma2.trace() - 2 * trace_of_root).clamp(min=0)
 
 
-def _root(name: str, sigma: Tensor) -> Tensor:
-    """The symmetric square root."""
+def _square_root(name: str, sigma: Tensor) -> Tensor:
+    """The symmetric square root of a covariance; rounding errors of 1e-5 of its scale are allowed."""
     scale = float(sigma.abs().max())
     if float((sigma - sigma.T).abs().max()) > 1e-5 * scale:
-        raise ValueError(f"{name} must be symmetric; give a covariance such as torch.cov(features.T)")
+        raise ValueError(f"{name} must be symmetric, got a matrix that is not. Use torch.cov(features.T)")
     values, vectors = torch.linalg.eigh((sigma + sigma.T) / 2)
     if float(values.min()) < -1e-5 * scale:
-        raise ValueError(f"{name} has the eigenvalue {float(values.min()):g}; a covariance has none below 0")
+        raise ValueError(f"{name} must be positive semi-definite, got the eigenvalue {float(values.min()):g}")
     return vectors * values.clamp(min=0).sqrt() @ vectors.T

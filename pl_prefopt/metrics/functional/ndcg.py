@@ -1,11 +1,11 @@
-"""Quantities of ranked lists. Shapes: B lists of K items."""
+"""Quality of ranked lists. Legend: B lists of K items."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from pl_prefopt.utilities.checks import finite, list_mask, same_shape, table
+from pl_prefopt.utilities.checks import finite, integer, list_mask, same_shape, table
 
 
 def ndcg(scores: Tensor, relevance: Tensor, *, mask: Tensor | None = None, k: int | None = None) -> Tensor:
@@ -37,11 +37,10 @@ def ndcg(scores: Tensor, relevance: Tensor, *, mask: Tensor | None = None, k: in
     real = list_mask("mask", mask, scores, 1)
     finite("scores", scores[real])
     finite("relevance", relevance[real], least=0)
-    if k is not None and k < 1:
-        raise ValueError(f"k must be at least 1, or None for all ranks, got {k}")
+    integer("k", k, optional=True)
     gain = (torch.exp2(relevance.double()) - 1).masked_fill(~real, 0.0)
-    got, best = ((gain * _discounts(order, real, k)).sum(-1) for order in (scores.double(), relevance.double()))
-    return torch.where(best > 0, got / best.clamp(min=torch.finfo(best.dtype).tiny), 0.0)
+    dcg, ideal = ((gain * _discounts(order, real, k)).sum(-1) for order in (scores.double(), relevance.double()))
+    return torch.where(ideal > 0, dcg / ideal.clamp(min=torch.finfo(ideal.dtype).tiny), 0.0)
 
 
 def _discounts(order: Tensor, real: Tensor, k: int | None) -> Tensor:
@@ -50,6 +49,8 @@ def _discounts(order: Tensor, real: Tensor, k: int | None) -> Tensor:
     ranks = torch.arange(1, size + 1, dtype=torch.float64, device=order.device)
     discount = torch.where(ranks <= (k or size), 1 / torch.log2(1 + ranks), 0.0)
     total = torch.cat([discount.new_zeros(1), discount.cumsum(0)])
+    # Items of equal score occupy the ranks above + 1 to above + equal; the difference of cumulated discounts is the sum
+    # of the discounts of these ranks.
     other = real[:, None, :] & real[:, :, None]
     above = ((order[:, None, :] > order[:, :, None]) & other).sum(-1)
     equal = ((order[:, None, :] == order[:, :, None]) & other).sum(-1)
