@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -175,11 +176,34 @@ class PipelineConditioner:
     # identity
 
     def fingerprint(self) -> str:
-        """Hash of weights and configuration of VAE and text encoders: the key of everything cached from them."""
+        """Hash of weights and configuration of VAE, text encoders and tokenizers: key of everything cached from them."""
         networks = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
         tensors = ((f"{name}.{key}", v) for name, part in networks.items() for key, v in part.state_dict().items())
         settings = {name: _settings(part) for name, part in networks.items()}
-        return json_digest([self.source.pipeline_name, settings, tensors_digest(tensors)])
+        tokenizers = {
+            name: _tokenizer_settings(part)
+            for name, part in self.pipe.components.items()
+            if name.startswith("tokenizer")
+        }
+        return json_digest([self.source.pipeline_name, settings, tokenizers, tensors_digest(tensors)])
+
+
+def _tokenizer_settings(tokenizer: Any) -> list[Any]:
+    """All that decides which ids a caption gets, the token that pads it included."""
+    if tokenizer is None:
+        return []
+    core = json.loads(tokenizer.backend_tokenizer.to_str()) if hasattr(tokenizer, "backend_tokenizer") else {}
+    vocabulary = core or sorted(tokenizer.get_vocab().items())
+    if isinstance(vocabulary, dict):  # these two change with every padded call
+        vocabulary = {name: value for name, value in vocabulary.items() if name not in ("padding", "truncation")}
+    special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+    return [
+        type(tokenizer).__name__,
+        special,
+        tokenizer.model_max_length,
+        tokenizer.padding_side,
+        json_digest(vocabulary),
+    ]
 
 
 def _settings(part: Any) -> str:

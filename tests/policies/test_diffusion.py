@@ -99,6 +99,19 @@ def test_fingerprint_follows_the_frozen_weights() -> None:
     assert first.fingerprint() != again.fingerprint()
 
 
+def test_fingerprint_follows_the_tokenizer_and_its_padding() -> None:
+    """Another padding token moved SDXL's embeddings by 2.0 under the same key."""
+    first, second = Diffusion(tiny="sdxl").conditioner(), Diffusion(tiny="sdxl").conditioner()
+    assert first.fingerprint() == second.fingerprint()
+    second.encode_text(["one caption", "another"])
+    assert first.fingerprint() == second.fingerprint()
+    second.pipe.tokenizer_2.pad_token = second.pipe.tokenizer_2.eos_token
+    changed = first.pipe.tokenizer_2.pad_token != second.pipe.tokenizer_2.pad_token
+    assert (first.fingerprint() != second.fingerprint()) == changed
+    second.pipe.tokenizer_2.model_max_length -= 1
+    assert first.fingerprint() != second.fingerprint()
+
+
 def test_sdxl_guides_against_zeros_and_sd_against_the_empty_caption() -> None:
     sd, xl = Diffusion(tiny="sd").conditioner(), Diffusion(tiny="sdxl").conditioner()
     assert torch.equal(sd.unconditional(3)["prompt_embeds"][2], sd.encode_text([""])["prompt_embeds"][0])
