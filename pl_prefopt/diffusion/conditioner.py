@@ -176,7 +176,7 @@ class PipelineConditioner:
     # identity
 
     def fingerprint(self) -> str:
-        """Hash of weights and configuration of VAE, text encoders and tokenizers: key of everything cached from them."""
+        """Hash of VAE, text encoders and tokenizers: the key of everything that is cached from them."""
         networks = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
         tensors = ((f"{name}.{key}", v) for name, part in networks.items() for key, v in part.state_dict().items())
         settings = {name: _settings(part) for name, part in networks.items()}
