@@ -215,7 +215,7 @@ class SelfPlayRounds(pl.Callback):
             found: dict[str, list[str]] = defaultdict(list)
             for i in sorted(order[: self.rows]):
                 found[rows.captions[i]] += data.write_samples(
-                    self._root, f"{REAL}/{i:07d}", [data.pictures("train", i)[0]]
+                    self._root, f"{REAL}/{i:07d}", [data.images("train", i)[0]]
                 )
             write_json(file, found)
         self._trainer.strategy.barrier("self-play: real pictures")
@@ -245,7 +245,7 @@ class SelfPlayRounds(pl.Callback):
         if self._metric is None:
             self._metric = self._distance(module.device)
             for start in range(0, len(own), 64):
-                pictures = [data.pictures(self.split, i)[0] for i in own[start : start + 64]]
+                pictures = [data.images(self.split, i)[0] for i in own[start : start + 64]]
                 self._metric.update(torch.stack(pictures).to(module.device), real=True)
         self._metric.reset()
         captions = [data.datasets[self.split].captions[i] for i in own]

@@ -208,7 +208,7 @@ def run_ours(folder: Path, steps: int, checkpointing: bool) -> dict[str, Any]:
     """This library's module and datamodule under a plain Lightning Trainer."""
     import lightning.pytorch as pl
 
-    from pl_prefopt.datamodules import ImagePreferenceDataModule
+    from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule
     from pl_prefopt.modules import ImagePreferenceModule
     from pl_prefopt.policies import Diffusion
 
@@ -228,9 +228,7 @@ def run_ours(folder: Path, steps: int, checkpointing: bool) -> dict[str, Any]:
     )
     data = ImagePreferenceDataModule(
         str(folder / "pairs.jsonl"),
-        resolution=SIZE,
-        crop="shared-random",
-        flip=0.5,
+        geometry=Geometry(SIZE, crop="shared-random", flip=0.5),
         batch_size=PAIRS,
         cache_dir=str(folder / "cache"),
     )

@@ -19,7 +19,7 @@ def report(folder: Path, scores: np.ndarray, kept: Sequence[int], data: Any, sho
         folder: where to.
         scores: (N,) of all rows.
         kept: row ids.
-        data: the datamodule; `texts(split, row)` gives {"prompt", "completions"}, `pictures(split, row)` both pictures
+        data: the datamodule; `texts(split, row)` gives {"prompt", "completions"}, `images(split, row)` both pictures
             of a row, (2, 3, H, W) in [0, 1]; without either, row ids have to do.
         shown: pairs at each end.
     """
@@ -40,7 +40,7 @@ def report(folder: Path, scores: np.ndarray, kept: Sequence[int], data: Any, sho
         lines.append(f"\n## {title}\n")
         lines += [f"\nrow {i}, score {scores[i]:.4g}\n\n{text(data, i)}\n" for i in rows]
     (folder / "report.md").write_text("".join(lines), encoding="utf-8")
-    if hasattr(data, "pictures"):
+    if hasattr(data, "images"):
         pictures(data, extremes, scores).savefig(folder / "pairs.png", dpi=120)
 
 
@@ -50,7 +50,7 @@ def text(data: Any, row: int) -> str:
         found = data.texts("train", row)
         chosen, rejected = (str(c) for c in found["completions"][:2])
         return f"- prompt: {found['prompt']}\n- chosen: {chosen}\n- rejected: {rejected}"
-    return "(see pairs.png)" if hasattr(data, "pictures") else "(the datamodule has neither `texts` nor `pictures`)"
+    return "(see pairs.png)" if hasattr(data, "images") else "(the datamodule has neither `texts` nor `images`)"
 
 
 def histogram(scores: np.ndarray, stays: np.ndarray) -> Any:
@@ -77,7 +77,7 @@ def pictures(data: Any, extremes: Extremes, scores: np.ndarray) -> Any:
         place.axis("off")
     for side, (title, rows) in enumerate(extremes):
         for i, row in enumerate(rows):
-            for k, picture in enumerate(data.pictures("train", row)):
+            for k, picture in enumerate(data.images("train", row)):
                 axes[i, 2 * side + k].imshow(picture.permute(1, 2, 0).clamp(0, 1).numpy())
             axes[i, 2 * side].set_title(f"{title}: row {row}, {scores[row]:.3g}", fontsize=6, loc="left")
     return figure

@@ -40,9 +40,9 @@ class SourceBatches:
         self.rows = sum(map(len, sources.values()))
         if not len(self):
             raise ValueError(
-                f"train: {self.rows} rows are fewer than one optimiser step of {self.schedule.size} rows "
-                f"(batch_size {batch_size} x {share.world_size} devices x {accumulate} accumulated batches). Lower "
-                "batch_size or accumulate_grad_batches, or bring more rows."
+                f"train must hold at least one optimizer step of {self.schedule.size} rows (batch_size {batch_size} x "
+                f"{share.world_size} devices x {accumulate} accumulated batches), got {self.rows}. Lower batch_size or "
+                "accumulate_grad_batches, or add rows."
             )
 
     def __len__(self) -> int:

@@ -131,7 +131,7 @@ class Pictures(pl.LightningDataModule):
         self.batch_size, self.sources = batch_size, sources
         self.collate = torch.utils.data.default_collate
 
-    def pictures(self, split: str, row: int) -> Tensor:
+    def images(self, split: str, row: int) -> Tensor:
         return torch.stack([self.datasets[split][row][k].view(3, SIZE, SIZE) for k in ("chosen", "rejected")])
 
     def train_dataloader(self) -> DataLoader:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.datamodules.files import write_jsonl
+from tests.datamodules.sample_files import write_jsonl
 
 
 def noise(seed: int, height: int = 24, width: int = 32) -> Image.Image:

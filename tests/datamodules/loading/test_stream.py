@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pl_prefopt.datamodules import Share, TextPreferenceDataModule, TrainedTokenizer
 from pl_prefopt.datamodules.loading.stream import StreamLoader
-from tests.datamodules.files import word_pairs, write_jsonl
+from tests.datamodules.sample_files import word_pairs, write_jsonl
 
 N = 23
 
@@ -35,8 +35,9 @@ def module(path: Path, **options: Any) -> TextPreferenceDataModule:
 def stream(path: Path, share: Share | None = None, accumulate: int = 1, **options: Any) -> StreamLoader:
     data = module(path, **options)
     data.setup("fit")
-    loader = data._make_train_loader()
-    loader.share, loader.accumulate = share or Share(), accumulate
+    loader = data.make_train_loader()
+    assert isinstance(loader, StreamLoader)
+    loader.blocks.share, loader.accumulate = share or Share(), accumulate
     return loader
 
 
@@ -112,7 +113,7 @@ def test_limit_and_hub_streams(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert (name, split, streaming) == ("somebody/pairs", "train", True)
         return datasets.IterableDataset.from_generator(_rows, gen_kwargs={"path": str(path)})
 
-    tokenizer = stream(path).blocks.tokenizer
+    tokenizer: Any = module(path).tokenizer
     folder = str(path.parent / "tokenizer")
     tokenizer.save_pretrained(folder)
     monkeypatch.setattr(datasets, "load_dataset", remote)
