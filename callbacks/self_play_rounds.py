@@ -90,7 +90,7 @@ class SelfPlayRounds(pl.Callback):
         pl_module.configure_model()
         data: Any = getattr(trainer, "datamodule", None)
         require(pl_module, self, "policy", "reference", "sample")
-        require(data, self, "write_samples", "write_pairs", "provide_train", "pictures")
+        require(data, self, "write_samples", "write_pairs", "provide_train", "images")
         self._mover.setup(trainer, pl_module, stage)
         self._root = run_folder(trainer, self.path, "rounds")
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]

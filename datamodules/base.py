@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -76,7 +76,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         ValueError: an argument is out of range.
     """
 
-    known_columns: ClassVar[tuple[str, ...]] = ()
+    known_columns: tuple[str, ...] = ()
     """Columns that `columns` may rename."""
 
     def __init__(
@@ -321,5 +321,6 @@ def settings_of(value: Settings | Mapping[str, Any], kind: type[Settings]) -> Se
 
 
 def _plain(value: Any) -> Any:
-    is_settings = dataclasses.is_dataclass(value) and not isinstance(value, type)
-    return to_config(dataclasses.asdict(value) if is_settings else value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    return to_config(value)

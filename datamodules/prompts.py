@@ -44,7 +44,7 @@ class PromptDataModule(pl.LightningDataModule):
             raise ValueError(f"prompts must be captions, got {prompts!r}, which holds no caption")
         self.batch_size = batch_size
 
-    def predict_dataloader(self) -> DataLoader[CaptionBatch]:
+    def predict_dataloader(self) -> DataLoader[tuple[int, str]]:
         """Return the captions in their order."""
         return DataLoader(_Captions(self.prompts), batch_size=self.batch_size, collate_fn=_collate)
 

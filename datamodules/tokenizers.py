@@ -28,6 +28,7 @@ class Tokenizer(Protocol):
     bos_token_id: int | None
     eos_token_id: int | None
     pad_token_id: int | None
+    eos_token: Any
     all_special_ids: list[int]
     special_tokens_map: dict[str, Any]
     chat_template: Any
@@ -37,6 +38,7 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int], **options: Any) -> str: ...
     def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> Any: ...
     def get_vocab(self) -> dict[str, int]: ...
+    def save_pretrained(self, save_directory: str | Path) -> Any: ...
 
 
 class TokenizerBuilder(Configurable):

@@ -25,7 +25,7 @@ from pl_prefopt.modules import ImagePreferenceModule
 from pl_prefopt.modules.checkpoints import trainable_tensors
 from pl_prefopt.objectives import DPO
 from pl_prefopt.references import AdapterCopy, AutoReference
-from tests.datamodules.sample_images import picture_folder
+from tests.datamodules.sample_images import image_folder
 from tests.pictures import tiny_diffusion
 
 ROOT = Path(__file__).parent.parent
@@ -41,8 +41,8 @@ def image_run(folder: Path, callbacks: list[pl.Callback] | None = None, **option
         optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2, eps=1e-3),  # small gradients do not become signs
     )
     data = ImagePreferenceDataModule(
-        str(picture_folder(folder / "train", 12)),
-        str(picture_folder(folder / "val", 5)),
+        str(image_folder(folder / "train", 12)),
+        str(image_folder(folder / "val", 5)),
         geometry=Geometry([16, 16], flip=0.5),
         batch_size=options.get("batch_size", 4),
         cache_dir=str(folder / "cache"),

@@ -69,18 +69,18 @@ class Splits:
                 self.files[split] = spec
         if required and not self.files:
             raise ValueError("train, val or test must be a path or dataset name, got none of the three")
-        self._limits = limit if isinstance(limit, dict) else dict.fromkeys(SPLITS, limit)
+        self._limits: Mapping[str, int | None] = limit if isinstance(limit, dict) else dict.fromkeys(SPLITS, limit)
         for name, value in self._limits.items():
             choice("limit", name, SPLITS)
             integer("limit", value, optional=True)
         self.generated = False
         """Whether the training files were replaced."""
 
-    def of_stage(self, stage: object) -> list[str]:
+    def of_stage(self, stage: str | None) -> list[str]:
         """Return the names of the data sets that a stage of Lightning reads from files of their own."""
         return [name for name in self.files if name.partition("/")[0] in STAGES[_text(stage)]]
 
-    def splits_train(self, stage: object) -> bool:
+    def splits_train(self, stage: str | None) -> bool:
         """Whether a stage needs validation rows that are taken from the training files."""
         return self.fraction is not None and "val" in STAGES[_text(stage)]
 
@@ -98,7 +98,8 @@ def _items(train: Train | None) -> list[tuple[str, Files]]:
     return list(train.items()) if isinstance(train, dict) else []
 
 
-def _text(stage: object) -> str | None:
+def _text(stage: str | None) -> str | None:
+    """The word of a stage, which Lightning gives as an enumeration of texts."""
     return getattr(stage, "value", stage)
 
 

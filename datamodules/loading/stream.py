@@ -248,6 +248,6 @@ class StreamLoader:
         self._yielded = self._resume_at = state["batches"]
 
 
-def _unchanged(block: Block) -> Block:
+def _unchanged(block: Any) -> Any:
     """Stands for the default collation, which would turn numbers into tensors."""
     return block

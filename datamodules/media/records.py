@@ -48,7 +48,7 @@ class MediaFile:
         except OSError as error:
             found = f"no readable file {self.path.name!r} ({error.strerror})"
             hint = f"Paths begin at the data file's folder, or at {self.item}_folder."
-            raise BadRow(f"missing_{self.item}", self.field, found, f"an existing {self.item} file", hint) from None
+            raise BadRow(f"missing_{self.item}", self.field, found, f"an existing file ({self.item})", hint) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +156,10 @@ def media_file(cell: object, column: str, item: str, root: Path, boundary: Path 
         cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
     if isinstance(cell, (bytes, bytearray, memoryview)):
         if not cell:
-            raise BadRow(f"empty_{item}", column, "0 bytes", f"the bytes of an {item} file", DROP_HINT)
+            raise BadRow(f"empty_{item}", column, "0 bytes", f"the bytes of a file ({item})", DROP_HINT)
         return MediaFile(column, item, data=bytes(cell))
     if not isinstance(cell, str) or not cell:
-        raise BadRow("bad_type", column, abbreviate(cell), f"the bytes of an {item} file, or its path", DROP_HINT)
+        raise BadRow("bad_type", column, abbreviate(cell), f"the bytes of a file ({item}), or its path", DROP_HINT)
     outer = resolved(boundary or root)
     try:
         return MediaFile(column, item, path=inside(outer, str(resolved(root).relative_to(outer) / cell)))

@@ -145,7 +145,13 @@ def refuse_same(digests: list[str], record: Record) -> None:
     """Raise `BadRow` where two files of a row have the same bytes."""
     if len(set(digests)) < len(digests):
         file = record.files[1]
-        raise BadRow("identical", file.field, "the same bytes as another", f"an {file.item} of its own", DROP_HINT)
+        raise BadRow(
+            "identical",
+            file.field,
+            "the same bytes as another",
+            f"different from the other {file.item} files",
+            DROP_HINT,
+        )
 
 
 def inspect(file: MediaFile, kind: MediaKind[Any]) -> Inspected:

@@ -211,4 +211,5 @@ def _numpy(ids: pa.ListScalar) -> np.ndarray:
 
 
 def _lengths(lists: pa.ListArray | pa.ChunkedArray) -> np.ndarray:
-    return pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    counts: Any = pc.call_function("list_value_length", [lists])
+    return counts.to_numpy(zero_copy_only=False).astype(np.int64)

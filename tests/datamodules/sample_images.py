@@ -25,7 +25,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return out.getvalue()
 
 
-def picture_folder(folder: Path, count: int, size: tuple[int, int] = (24, 32), **extra: Any) -> Path:
+def image_folder(folder: Path, count: int, size: tuple[int, int] = (24, 32), **extra: Any) -> Path:
     """A folder with pairs.jsonl and two PNG per row; returns the path of the JSONL."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

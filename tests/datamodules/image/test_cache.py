@@ -16,7 +16,7 @@ from pl_prefopt.datamodules.image.rows import ImagePairs
 from pl_prefopt.datamodules.media import cache as media_cache
 from pl_prefopt.utilities.seeding import keyed_generator
 from tests.datamodules.sample_files import write_jsonl
-from tests.datamodules.sample_images import noise, picture_folder
+from tests.datamodules.sample_images import image_folder, noise
 
 
 class Encoder:
@@ -69,7 +69,7 @@ def ready(path: Path, encoder: Encoder | None, **options: Any) -> ImagePreferenc
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path / "data", 4)
+    return image_folder(tmp_path / "data", 4)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule
 from pl_prefopt.datamodules.image.geometry import MOVED
 from tests.datamodules.sample_files import write_jsonl
-from tests.datamodules.sample_images import encoded, noise, picture_folder
+from tests.datamodules.sample_images import encoded, image_folder, noise
 
 
 def ready(path: Path, stage: str = "fit", **options: Any) -> ImagePreferenceDataModule:
@@ -26,7 +26,7 @@ def ready(path: Path, stage: str = "fit", **options: Any) -> ImagePreferenceData
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path / "data", 6)
+    return image_folder(tmp_path / "data", 6)
 
 
 def test_batches_hold_the_contract(path: Path) -> None:
@@ -81,7 +81,7 @@ def test_ties(path: Path, ties: str, pairs: int, counted: str) -> None:
 
 
 def test_numbers_come_through(tmp_path: Path) -> None:
-    data = ready(picture_folder(tmp_path / "data", 2, weight=0.5, preference_prob=0.75))
+    data = ready(image_folder(tmp_path / "data", 2, weight=0.5, preference_prob=0.75))
     batch = next(iter(data.train_dataloader()))
     assert batch["weight"].tolist() == [0.5, 0.5]
     assert batch["preference_prob"].tolist() == [0.75, 0.75]
@@ -186,7 +186,7 @@ def test_conversions_are_counted(path: Path) -> None:
 
 
 def test_statistics_tell_what_the_geometry_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = picture_folder(tmp_path / "data", 2)
+    path = image_folder(tmp_path / "data", 2)
     noise(50, 20, 20).save(path.parent / "bad1.png")
     stats = ready(path, resolution=30).stats("train")
     assert (stats["pairs"], stats["images"], stats["captions"]) == (2, 4, 2)
@@ -195,7 +195,7 @@ def test_statistics_tell_what_the_geometry_does(tmp_path: Path, caplog: pytest.L
 
 
 def test_two_sources_keep_their_rows_apart(tmp_path: Path) -> None:
-    one, two = picture_folder(tmp_path / "a", 2), picture_folder(tmp_path / "b", 3)
+    one, two = image_folder(tmp_path / "a", 2), image_folder(tmp_path / "b", 3)
     data = ImagePreferenceDataModule(
         {"x": str(one), "y": str(two)}, geometry=Geometry(8), cache_dir=str(tmp_path / "cache")
     )

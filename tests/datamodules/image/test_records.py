@@ -12,7 +12,7 @@ from pl_prefopt.datamodules.image.decode import image_kind
 from pl_prefopt.datamodules.media.records import MediaFile, MediaSource, Preference, media_file, parse_record
 from pl_prefopt.utilities.rows import BadRow
 from tests.datamodules.sample_files import write_jsonl
-from tests.datamodules.sample_images import encoded, noise, picture_folder
+from tests.datamodules.sample_images import encoded, image_folder, noise
 
 ROW = {"caption": "a cat", "image_0": b"x", "image_1": b"y", "label_0": 1}
 
@@ -58,7 +58,7 @@ def test_pick_a_pic_parquet(tmp_path: Path) -> None:
 
 
 def test_folder_with_jsonl_and_csv(tmp_path: Path) -> None:
-    path = picture_folder(tmp_path / "data", 2, weight=0.5)
+    path = image_folder(tmp_path / "data", 2, weight=0.5)
     record = image_source(str(path))[1]
     assert (record.caption, record.numbers, record.preferences) == (
         "caption 1",
@@ -79,7 +79,7 @@ def test_rankings_give_all_ordered_pairs() -> None:
 
 
 def test_columns_and_image_folder(tmp_path: Path) -> None:
-    picture_folder(tmp_path / "pictures", 1)
+    image_folder(tmp_path / "pictures", 1)
     rows = [{"what": "a dog", "better": "good0.png", "worse": "bad0.png"}]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     columns = {"caption": "what", "chosen": "better", "rejected": "worse"}
@@ -113,7 +113,7 @@ def test_images_of_a_datasets_folder_stay_encoded(tmp_path: Path) -> None:
         (ROW | {"caption": None}, "missing_caption", "columns: {caption"),
         (ROW | {"caption": "  "}, "missing_caption", "visible character"),
         (ROW | {"image_0": b""}, "empty_image", "0 bytes"),
-        (ROW | {"image_0": 3}, "bad_type", "field 'image_0' must be the bytes of an image file, or its path, got 3"),
+        (ROW | {"image_0": 3}, "bad_type", "field 'image_0' must be the bytes of a file (image), or its path, got 3"),
         ({"caption": "a"}, "missing_column", "field 'chosen'"),
         ({"caption": "a", "chosen": "x.png"}, "missing_column", "field 'rejected'"),
         ({"caption": "a", "chosen": "x.png", "rejected": "./x.png"}, "identical", "'x.png' twice"),
@@ -135,12 +135,14 @@ def test_bad_rows_are_named(row: dict[str, Any], reason: str, words: str) -> Non
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     rows = [{"caption": "a", "chosen": "no.png", "rejected": "other.png"}]
     record = image_source(str(write_jsonl(tmp_path / "rows.jsonl", rows)))[0]
-    with pytest.raises(BadRow, match=r"field 'chosen' must be an existing image file, got no readable file 'no.png'"):
+    with pytest.raises(
+        BadRow, match=r"field 'chosen' must be an existing file \(image\), got no readable file 'no.png'"
+    ):
         record.files[0].read()
 
 
 def test_made_rows_may_name_images_one_folder_up(tmp_path: Path) -> None:
-    picture_folder(tmp_path / "a", 1)
+    image_folder(tmp_path / "a", 1)
     (tmp_path / "b").mkdir()
     rows = [{"caption": "x", "chosen": "../a/good0.png", "rejected": "../a/bad0.png"}]
     path = str(write_jsonl(tmp_path / "b" / "pairs.jsonl", rows))

@@ -15,7 +15,7 @@ from torch import Tensor
 from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule, relabel_images
 from pl_prefopt.judges import Judge
 from tests.datamodules.sample_files import write_jsonl
-from tests.datamodules.sample_images import encoded, picture_folder
+from tests.datamodules.sample_images import encoded, image_folder
 
 
 class Red(Judge):
@@ -94,7 +94,7 @@ def test_bytes_and_rankings(tmp_path: Path, ending: str) -> None:
 
 
 def test_many_rows_are_written_in_row_groups(tmp_path: Path) -> None:
-    path = picture_folder(tmp_path / "data", 70, (4, 4))
+    path = image_folder(tmp_path / "data", 70, (4, 4))
     relabel_images(str(path), Red(), tmp_path / "out.parquet", batch_size=7, ties="half")
     assert parquet.ParquetFile(tmp_path / "out.parquet").metadata.num_row_groups == 2
     assert parquet.read_table(tmp_path / "out.parquet")["caption"].to_pylist() == [

@@ -8,7 +8,7 @@ import pytest
 
 from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule, Share
 from pl_prefopt.datamodules.loading.buckets import BucketBatches, BucketEvalBatches
-from tests.datamodules.sample_images import noise, picture_folder
+from tests.datamodules.sample_images import image_folder, noise
 
 BUCKETS = np.array([0] * 11 + [1] * 5 + [2] * 7)
 
@@ -65,7 +65,7 @@ def test_too_few_pairs_are_refused() -> None:
 
 
 def test_a_folder_of_two_aspect_ratios(tmp_path: Path) -> None:
-    path = picture_folder(tmp_path / "data", 6)
+    path = image_folder(tmp_path / "data", 6)
     for i in (1, 4):
         noise(60 + i, 40, 20).save(path.parent / f"good{i}.png")
     buckets = [[12, 16], [16, 8]]

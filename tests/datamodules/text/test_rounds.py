@@ -46,7 +46,8 @@ def test_written_pairs_take_the_place_of_the_rows(tmp_path: Path) -> None:
     assert lines == [{"prompt": "a dog", "chosen": " sat", "rejected": " ran", "score_chosen": 0.5}] * 5
     asked: list[str | None] = [None, path, path]
     data.provide_train(lambda: asked.pop(0))
-    assert [len(data.train_dataloader()) for _ in range(3)] == [3, 5, 5]
+    loaders: list[Any] = [data.train_dataloader() for _ in range(3)]
+    assert [len(loader) for loader in loaders] == [3, 5, 5]
     assert data.texts("train", 4)["completions"] == [" sat", " ran"]
     assert data.conditions() == ["the cat", "a dog"]
     assert data.truths(["the cat"]) == [" sat down"]
