@@ -25,7 +25,7 @@ class BucketBatches:
         drop_last: False keeps smaller batches; one rank only.
 
     Raises:
-        ValueError: not one whole step can be made, or `drop_last=False` on several ranks.
+        ValueError: the rows do not fill one optimizer step, or `drop_last=False` on several ranks.
     """
 
     def __init__(

@@ -136,7 +136,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
     def prepare_data(self) -> None:
         """Train the tokenizer and tokenise all files into the cache, on one process per node."""
         super().prepare_data()
-        assert self.tokenizer is not None  # streamed files alone need it, too
+        _ = self.tokenizer  # needed for streamed files too, which are not read here
 
     def load_rows(self, name: str, *, progress: bool = False) -> TokenizedRows:
         """Return the tokenised rows of a data set, from the cache or computed now."""

@@ -148,7 +148,7 @@ def _without(prompt: list[Message], turns: list[Message], index: int) -> list[Me
             "prompt_not_prefix",
             ("chosen", "rejected")[index] if index < 2 else f"completions[{index}]",
             f"a conversation that begins with {abbreviate(turns[0])}",
-            f"one that begins with the prompt {abbreviate(prompt[0])}, or only the answer",
+            f"a conversation that begins with the prompt {abbreviate(prompt[0])}, or only the answer",
         )
     else:
         rest = turns
@@ -191,7 +191,7 @@ def _refuse_identical(example: Example) -> None:
             "identical",
             "rejected",
             f"the same as chosen, {abbreviate(example.completions[0])}",
-            "two different completions",
+            "different from the other completions",
             DROP_HINT,
         )
 

@@ -141,8 +141,8 @@ class Encoder:
             raise BadRow(
                 "template_error",
                 "prompt",
-                f"a conversation that the chat template refuses ({error})",
-                "one that it renders",
+                f"one that it refuses ({error})",
+                "a conversation that the chat template can render",
             ) from None
 
     def _ids(self, texts: list[str]) -> list[Ids]:
@@ -152,8 +152,8 @@ class Encoder:
         if joint[: len(row.prompt)] == row.prompt:
             return joint[len(row.prompt) :]
         row.events.add("split_at_border")
-        # Tokenised by itself, a text may get a leading blank (SentencePiece) that it has not inside the whole. Behind a
-        # newline it gets none, and the newline's own ids are then cut off again.
+        # Tokenised alone, a text may get a leading space (SentencePiece) that it does not have inside the whole. After a
+        # newline it gets none, and the ids of the newline are then removed.
         anchor, anchored = self._ids(["\n", "\n" + completion])
         return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else self._ids([completion])[0]
 
