@@ -10,11 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pl_prefopt.datamodules.media.kind import Size, Sizes
@@ -22,8 +21,11 @@ from pl_prefopt.datamodules.media.rows import uniform
 from pl_prefopt.utilities.checks import choice, integer, within
 from pl_prefopt.utilities.seeding import derive_seed
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 CROPS = ("shared-center", "shared-random", "pad")
-FILTERS = {n: getattr(Image.Resampling, n.upper()) for n in ("bilinear", "bicubic", "lanczos")}
+FILTERS = ("bilinear", "bicubic", "lanczos")
 BUCKET_STEP = 64
 GREY = (128, 128, 128)
 MOVED = {
@@ -65,7 +67,7 @@ class Geometry:
 
     Args:
         resolution: pixels of the result: one number, or [height, width].
-        crop: "shared-center" and "shared-random" fill the frame, "pad" keeps all of both images on a grey ground.
+        crop: "shared-center" and "shared-random" fill the frame, "pad" keeps all of both images on a grey background.
         flip: probability that both images of a pair are mirrored.
         crop_variants: different random crops of a pair; 0 means a new one every epoch, which cannot be cached.
         interpolation: "bilinear", "bicubic" or "lanczos".
@@ -145,9 +147,11 @@ class Geometry:
 
     def tensor(self, media: Image.Image, which: int, view: Frame) -> Tensor:
         """Return image `which` (0 or 1) of a pair as (3, H, W) float32 in [-1, 1]."""
+        from PIL import Image
+
         height, width = view.scaled[which]
         if (width, height) != media.size:
-            media = media.resize((width, height), FILTERS[self.interpolation])
+            media = media.resize((width, height), Image.Resampling[self.interpolation.upper()])
         if view.flip:
             media = media.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         media = _padded(media, view.size) if self.crop == "pad" else _cropped(media, view)
@@ -243,6 +247,8 @@ def _cropped(image: Image.Image, frame: Frame) -> Image.Image:
 def _padded(image: Image.Image, size: Size) -> Image.Image:
     if image.size == (size[1], size[0]):
         return image
-    ground = Image.new("RGB", (size[1], size[0]), GREY)
-    ground.paste(image, ((size[1] - image.width) // 2, (size[0] - image.height) // 2))
-    return ground
+    from PIL import Image
+
+    background = Image.new("RGB", (size[1], size[0]), GREY)
+    background.paste(image, ((size[1] - image.width) // 2, (size[0] - image.height) // 2))
+    return background

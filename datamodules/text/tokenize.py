@@ -152,8 +152,8 @@ class Encoder:
         if joint[: len(row.prompt)] == row.prompt:
             return joint[len(row.prompt) :]
         row.events.add("split_at_border")
-        # Tokenised alone, a text may get a leading space (SentencePiece) that it does not have inside the whole. After a
-        # newline it gets none, and the ids of the newline are then removed.
+        # Tokenised alone, a text may get a leading space (SentencePiece) that it does not have inside the whole. After
+        # a newline it gets none, and the ids of the newline are then removed.
         anchor, anchored = self._ids(["\n", "\n" + completion])
         return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else self._ids([completion])[0]
 

@@ -165,6 +165,14 @@ def test_truncated_parquet(tmp_path: Path) -> None:
         list(open_source(broken(tmp_path / "hole.parquet", damaged)))
 
 
+def test_parquet_keeps_images_encoded(tmp_path: Path) -> None:
+    """Parquet that `datasets` wrote says which columns are images; rows hold their bytes all the same."""
+    features = datasets.Features(image=datasets.Image())
+    row = {"image": {"bytes": b"not decoded", "path": None}}
+    datasets.Dataset.from_list([row], features).to_parquet(tmp_path / "a.parquet")
+    assert open_source(str(tmp_path / "a.parquet"))[0] == row
+
+
 def test_missing_files_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     as_json(tmp_path / "pairs.json")
     with pytest.raises(ValueError, match=r"val must be an existing file, got '.*pair.json'.*Did you mean 'pairs.json'"):
