@@ -13,6 +13,7 @@ import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from pl_prefopt.datamodules.files.cache import cache_folder
 from pl_prefopt.datamodules.files.open import open_source
 from pl_prefopt.datamodules.files.readers import Source
 from pl_prefopt.datamodules.files.splits import Files, Splits
@@ -71,6 +72,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         splits: which files belong to which data set.
         columns: our column name -> the file's.
         on_bad_row: "error" stops at the first row that cannot be used, "drop" leaves such rows out and counts them.
+        cache_dir: folder of what is computed once; None: $PL_PREFOPT_CACHE or the user's cache folder.
 
     Raises:
         ValueError: an argument is out of range.
@@ -92,6 +94,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         splits: Splits | None = None,
         columns: dict[str, str] | None = None,
         on_bad_row: str = "error",
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         integer("batch_size", batch_size)
@@ -104,6 +107,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.length_buckets, self.drop_last, self.num_workers, self.seed = length_buckets, drop_last, num_workers, seed
         self.shuffle, self.on_bad_row = shuffle, on_bad_row
         self.columns = columns or {}
+        self.cache_root = cache_folder(cache_dir)
         self.splits = splits or Splits(required=False)
         self.datasets: dict[str, Any] = {}
         self.collate: Callable[[list[Any]], Any] | None = None
@@ -177,7 +181,8 @@ class PreferenceDataModule(pl.LightningDataModule):
     def source(self, name: str) -> Source:
         """Return the raw rows of a data set, opened once."""
         if name not in self._sources:
-            self._sources[name] = open_source(self.splits.files[name], name, streaming=self.streams(name))
+            options: dict[str, Any] = {"streaming": self.streams(name), "cache": self.cache_root}
+            self._sources[name] = open_source(self.splits.files[name], name, **options)
         return self._sources[name]
 
     def streams(self, name: str) -> bool:

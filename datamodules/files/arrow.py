@@ -46,16 +46,23 @@ class ArrowSource(Source):
         return file_digest(self._file) if self._file is not None else str(self._dataset._fingerprint)
 
 
-def open_parquet(path: Path) -> ArrowSource:
+def open_parquet(path: Path, cache: Path | None = None) -> ArrowSource:
     """Open a Parquet file for random access.
 
     `datasets` writes it once more, as memory-mapped Arrow, into the data cache: a row then costs microseconds, where
     Parquet has to decode a whole row group.
+
+    Args:
+        path: the file.
+        cache: the data cache; None takes that of `cache_folder`.
+
+    Raises:
+        ValueError: the file cannot be read.
     """
     import datasets
 
     try:
-        dataset = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache_folder() / "arrow"))
+        dataset = datasets.Dataset.from_parquet(str(path), cache_dir=str((cache or cache_folder()) / "arrow"))
     except Exception as error:
         raise ValueError(_parquet_error(path, error.__cause__ or error)) from None
     assert isinstance(dataset, datasets.Dataset)

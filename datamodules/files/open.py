@@ -64,7 +64,9 @@ class JoinedSource(Source):
         return hashlib.sha256(" ".join(part.digest() for part in self._parts).encode()).hexdigest()
 
 
-def open_source(spec: str | list[str], argument: str = "train", *, streaming: bool = False) -> Source:
+def open_source(
+    spec: str | list[str], argument: str = "train", *, streaming: bool = False, cache: Path | None = None
+) -> Source:
     """Open a file (JSONL, JSON list, Parquet, CSV, TSV), a folder, a hub name, or a list of these.
 
     A folder is one of `datasets.save_to_disk`, or one with data files, read in the order of their names; where names
@@ -74,6 +76,7 @@ def open_source(spec: str | list[str], argument: str = "train", *, streaming: bo
         spec: what to open.
         argument: name of the argument for messages, and of the stage that asks, for example "train" or "val/film".
         streaming: whether rows are read in large blocks, so that nothing should be written to the disk for them.
+        cache: the data cache, for formats that have to be converted; None takes that of `cache_folder`.
 
     Raises:
         ValueError: nothing is there, the format is unknown, the file is broken or holds no row.
@@ -81,21 +84,21 @@ def open_source(spec: str | list[str], argument: str = "train", *, streaming: bo
     specs = [spec] if isinstance(spec, (str, Path)) else list(spec or [])
     if not specs:
         raise ValueError(f"{argument} must be a path, a dataset name, or a list of them, got {spec!r}")
-    parts = [_open_one(str(s), argument, streaming) for s in specs]
+    parts = [_open_one(str(s), argument, streaming, cache) for s in specs]
     if len(parts) > 1 and not all(part.seekable for part in parts):
         raise ValueError(f"{argument} must be files, or one dataset of the hub, with streaming, got {specs}")
     return parts[0] if len(parts) == 1 else JoinedSource(parts)
 
 
-def _open_one(spec: str, argument: str, streaming: bool) -> Source:
+def _open_one(spec: str, argument: str, streaming: bool, cache: Path | None) -> Source:
     path = Path(spec).expanduser()
     if path.is_dir():
-        return _open_folder(path, argument, streaming)
+        return _open_folder(path, argument, streaming, cache)
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{argument}: {spec} must end in one of {', '.join(SUFFIXES)}, got {path.suffix!r}")
         if path.suffix == ".parquet":
-            return ParquetStream(path) if streaming else open_parquet(path)
+            return ParquetStream(path) if streaming else open_parquet(path, cache)
         return JsonlSource(path) if path.suffix in (".jsonl", ".ndjson") else TableSource(path)
     if path.suffix in SUFFIXES or path.is_absolute() or spec.startswith(("~", "./", "../")):
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -106,7 +109,7 @@ def _open_one(spec: str, argument: str, streaming: bool) -> Source:
     return _open_hub(spec, argument, streaming)
 
 
-def _open_folder(path: Path, argument: str, streaming: bool) -> Source:
+def _open_folder(path: Path, argument: str, streaming: bool, cache: Path | None) -> Source:
     if (path / "dataset_info.json").is_file() or (path / "state.json").is_file():
         import datasets
 
@@ -122,7 +125,8 @@ def _open_folder(path: Path, argument: str, streaming: bool) -> Source:
             f"{argument}: folder {path} must hold data files ({', '.join(SUFFIXES)}) or be one of save_to_disk, got "
             "neither"
         )
-    return open_source([str(f) for f in _of_stage(files, path, argument)], argument, streaming=streaming)
+    matching = [str(file) for file in _of_stage(files, path, argument)]
+    return open_source(matching, argument, streaming=streaming, cache=cache)
 
 
 def _of_stage(files: list[Path], folder: Path, argument: str) -> list[Path]:

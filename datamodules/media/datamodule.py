@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from pl_prefopt.datamodules.base import PreferenceDataModule, RandomAccessRows
-from pl_prefopt.datamodules.files.cache import cache_folder
 from pl_prefopt.datamodules.files.splits import Splits
 from pl_prefopt.datamodules.loading.buckets import BucketBatches, BucketEvalBatches
 from pl_prefopt.datamodules.loading.loader import BatchPlan
@@ -98,6 +97,7 @@ class MediaPreferenceDataModule(PreferenceDataModule):
             splits=splits,
             columns=columns,
             on_bad_row=on_bad_row,
+            cache_dir=cache_dir,
         )
         choice("ties", ties, TIES)
         choice("cache_dtype", cache_dtype, DTYPES)
@@ -108,7 +108,7 @@ class MediaPreferenceDataModule(PreferenceDataModule):
         self.kind, self.transform, self.buckets = kind, transform, buckets
         self.ties, self.caption_dropout, self.folder = ties, caption_dropout, folder
         self.cache, self.cache_dtype, self.encode_batch_size = cache, cache_dtype, encode_batch_size
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else None
+        self.shared_cache = cache_dir is None
         self.collate = partial(collate, media=kind.tensor)
 
     # ---- what a modality may define --------------------------------------------------------------------------------
@@ -201,10 +201,11 @@ class MediaPreferenceDataModule(PreferenceDataModule):
 
     def _encoded_folder(self, settings: dict[str, Any]) -> Path:
         folder = self._folder("encoded")
-        return folder if self.cache_dir else folder / settings_key(settings | {"dtype": self.cache_dtype})
+        # a folder that the user named holds one cache, so that another setting is noticed instead of computed anew
+        return folder / settings_key(settings | {"dtype": self.cache_dtype}) if self.shared_cache else folder
 
     def _folder(self, name: str) -> Path:
-        return (self.cache_dir or cache_folder() / self.kind.several) / name
+        return (self.cache_root / self.kind.several if self.shared_cache else self.cache_root) / name
 
     # ---- batches ---------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from pl_prefopt.datamodules.base import PreferenceDataModule, settings_of
-from pl_prefopt.datamodules.files.cache import cache_folder
 from pl_prefopt.datamodules.files.splits import Files, Splits, split_indices
 from pl_prefopt.datamodules.loading.loader import PlannedLoader
 from pl_prefopt.datamodules.loading.stream import Blocks, StreamLoader
@@ -110,6 +109,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
             splits=Splits(train, val, test, limit),
             columns=columns,
             on_bad_row=on_bad_row,
+            cache_dir=cache_dir,
         )
         self.save_arguments(arguments)
         integer("shuffle_buffer", shuffle_buffer)
@@ -121,7 +121,6 @@ class TextPreferenceDataModule(PreferenceDataModule):
         self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.builder = PretrainedTokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer or TrainedTokenizer()
         self.chat_template = chat_template
-        self.cache = cache_folder(cache_dir)
         self._settings = TokenizeSettings(
             settings_of(truncation, Truncation),
             eos,
@@ -140,7 +139,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
 
     def load_rows(self, name: str, *, progress: bool = False) -> TokenizedRows:
         """Return the tokenised rows of a data set, from the cache or computed now."""
-        return tokenized(self.source(name), self.tokenizer, self._settings_of(name), self.cache, progress=progress)
+        return tokenized(self.source(name), self.tokenizer, self._settings_of(name), self.cache_root, progress=progress)
 
     def split_rows(self, rows: TokenizedRows, fraction: float) -> tuple[TokenizedRows, TokenizedRows]:
         """Return (train, val): a share of the rows, drawn by the seed, for validation."""
@@ -258,7 +257,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
     def _build_tokenizer(self) -> Tokenizer:
         source = self.source("train" if "train" in self.splits.files else next(iter(self.splits.files)))
         key = hashlib.sha256(f"{source.digest()} {sorted(self.columns.items())}".encode()).hexdigest()
-        tokenizer = self.builder(lambda: example_texts(source, self.columns), key, self.cache)
+        tokenizer = self.builder(lambda: example_texts(source, self.columns), key, self.cache_root)
         check_tokenizer(tokenizer, needs_eos=self._settings.eos == "append")
         if self.chat_template is not None:
             tokenizer.chat_template = _template(self.chat_template)
