@@ -1,4 +1,4 @@
-"""Public `pl_prefopt.datamodules`."""
+"""Datamodules of all modalities, and what they are made of; each is imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ if __name__ != "pl_prefopt.datamodules":
 if TYPE_CHECKING:
     from pl_prefopt.datamodules.base import PreferenceDataModule
     from pl_prefopt.datamodules.image import ImagePreferenceDataModule
+    from pl_prefopt.datamodules.image.geometry import Geometry
+    from pl_prefopt.datamodules.image.relabel import relabel_images
     from pl_prefopt.datamodules.image.rows import ImagePairs
     from pl_prefopt.datamodules.loading.batches import EvalBatches, Share, TrainBatches
     from pl_prefopt.datamodules.loading.loader import PlannedLoader
-    from pl_prefopt.datamodules.media.relabel import relabel_images
     from pl_prefopt.datamodules.prompts import PromptDataModule
     from pl_prefopt.datamodules.text import TextPreferenceDataModule
     from pl_prefopt.datamodules.text.collate import Collator
     from pl_prefopt.datamodules.text.rows import TokenizedRows
+    from pl_prefopt.datamodules.text.truncate import Truncation
     from pl_prefopt.datamodules.tokenizers import PretrainedTokenizer, TokenizerBuilder, TrainedTokenizer
 
 _HOMES = {
     "Collator": "text.collate",
     "EvalBatches": "loading.batches",
+    "Geometry": "image.geometry",
     "ImagePairs": "image.rows",
     "ImagePreferenceDataModule": "image.datamodule",
     "PlannedLoader": "loading.loader",
@@ -39,11 +42,13 @@ _HOMES = {
     "TokenizerBuilder": "tokenizers",
     "TrainBatches": "loading.batches",
     "TrainedTokenizer": "tokenizers",
-    "relabel_images": "media.relabel",
+    "Truncation": "text.truncate",
+    "relabel_images": "image.relabel",
 }
 __all__ = [
     "Collator",
     "EvalBatches",
+    "Geometry",
     "ImagePairs",
     "ImagePreferenceDataModule",
     "PlannedLoader",
@@ -56,6 +61,7 @@ __all__ = [
     "TokenizerBuilder",
     "TrainBatches",
     "TrainedTokenizer",
+    "Truncation",
     "relabel_images",
 ]
 

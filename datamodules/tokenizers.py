@@ -4,31 +4,53 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pl_prefopt.datamodules.files.checks import one_of, positive
 from pl_prefopt.logprobs.tokenizer_files import load_tokenizer
+from pl_prefopt.utilities.checks import choice, integer
 from pl_prefopt.utilities.configurable import Configurable
+from pl_prefopt.utilities.files import create_folder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers.processors import TemplateProcessing
+    from tokenizers.trainers import Trainer
 
 SPECIALS = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
 KINDS = ("bpe", "word")
 
 
-class TokenizerBuilder(Configurable):
-    """Makes a `transformers` tokenizer when called."""
+class Tokenizer(Protocol):
+    """What is used of a `transformers` tokenizer."""
 
-    def __call__(self, texts: Callable[[], Iterator[str]], key: str, cache: Path) -> Any:
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    eos_token: Any
+    all_special_ids: list[int]
+    special_tokens_map: dict[str, Any]
+    chat_template: Any
+
+    def __len__(self) -> int: ...
+    def __call__(self, text: str | list[str], **options: Any) -> Any: ...
+    def decode(self, token_ids: Sequence[int], **options: Any) -> str: ...
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> Any: ...
+    def get_vocab(self) -> dict[str, int]: ...
+    def save_pretrained(self, save_directory: str | Path) -> Any: ...
+
+
+class TokenizerBuilder(Configurable):
+    """Builds a `transformers` tokenizer when called."""
+
+    def __call__(self, texts: Callable[[], Iterator[str]], key: str, cache: Path) -> Tokenizer:
         """Build the tokenizer.
 
         Args:
-            texts: gives the training texts anew each time it is called.
+            texts: returns a new iterator over the training texts each time it is called.
             key: key of their content.
-            cache: folder for what is worth keeping.
+            cache: the data cache.
         """
         raise TypeError(f"{type(self).__name__} does not define __call__")
 
@@ -48,15 +70,13 @@ class PretrainedTokenizer(TokenizerBuilder):
     ) -> None:
         self.name, self.pad_token, self.eos_token, self.bos_token = name, pad_token, eos_token, bos_token
 
-    def __call__(self, texts: Callable[[], Iterator[str]], key: str, cache: Path) -> Any:
+    def __call__(self, texts: Callable[[], Iterator[str]], key: str, cache: Path) -> Tokenizer:
         """Load it."""
         tokenizer = load_tokenizer(self.name)
         for slot in ("pad_token", "eos_token", "bos_token"):
             token = getattr(self, slot)
             if token is not None and tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
-                raise ValueError(
-                    f"{slot}: {token!r} is not in the vocabulary of {self.name!r}; accepted: a token that it has."
-                )
+                raise ValueError(f"{slot} must be in the vocabulary of {self.name!r}, got {token!r}")
             if token is not None:
                 setattr(tokenizer, slot, token)
         return tokenizer
@@ -70,24 +90,27 @@ class TrainedTokenizer(TokenizerBuilder):
     Args:
         vocab_size: upper bound of the vocabulary, special tokens included.
         kind: "bpe", byte-level: every text can be written, nothing is unknown. "word": words and punctuation with the
-            blank before them; rare ones become <unk>.
+            space before them; rare ones become <unk>.
         files: texts to train on, one a line, instead of the training rows: give the same in every stage (SFT, DPO).
         path: folder to keep it in, instead of the data cache. If it already holds a tokenizer, that one is used.
+
+    Raises:
+        ValueError: an unknown kind, or a vocabulary too small for all bytes.
     """
 
     def __init__(
         self, vocab_size: int = 4096, kind: str = "bpe", files: list[str] | None = None, path: str | None = None
     ) -> None:
-        positive("vocab_size", vocab_size)
-        one_of("kind", kind, KINDS)
+        integer("vocab_size", vocab_size)
+        choice("kind", kind, KINDS)
         if kind == "bpe" and vocab_size < 256 + len(SPECIALS):
             raise ValueError(
-                f"vocab_size: found {vocab_size}; accepted for kind 'bpe': at least "
-                f"{256 + len(SPECIALS)} (all bytes + special tokens)."
+                f"vocab_size must be at least {256 + len(SPECIALS)} (all bytes and special tokens) for kind 'bpe', got "
+                f"{vocab_size}"
             )
         self.vocab_size, self.kind, self.files, self.path = vocab_size, kind, files, path
 
-    def __call__(self, texts: Callable[[], Iterator[str]], key: str, cache: Path) -> Any:
+    def __call__(self, texts: Callable[[], Iterator[str]], key: str, cache: Path) -> Tokenizer:
         """Load it from the cache, or train it and keep it there."""
         folder = Path(self.path).expanduser() if self.path else cache / "tokenizers" / self._key(key)
         if not (folder / "tokenizer.json").is_file():
@@ -110,27 +133,26 @@ class TrainedTokenizer(TokenizerBuilder):
         core = _untrained(self.kind)
         core.train_from_iterator(texts(), trainer=_trainer(self.kind, self.vocab_size))
         core.post_processor = _bos_in_front(core)
-        write_once(folder, PreTrainedTokenizerFast(tokenizer_object=core, **SPECIALS).save_pretrained)
+        create_folder(folder, PreTrainedTokenizerFast(tokenizer_object=core, **SPECIALS).save_pretrained)
 
 
-def check_tokenizer(tokenizer: Any, *, needs_eos: bool) -> None:
+def check_tokenizer(tokenizer: Tokenizer, *, needs_eos: bool) -> None:
     """Raise ValueError for a tokenizer without padding token or, where it is appended, without EOS."""
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     if needs_eos and tokenizer.eos_token_id is None:
         raise ValueError(
-            f"tokenizer {name!r}: has no EOS token, which eos='append' puts behind completions. Name one: tokenizer: "
-            "{class_path: PretrainedTokenizer, init_args: {name: ..., eos_token: ...}}, or set eos: keep."
+            f"tokenizer {name!r} must have an EOS token for eos='append', got none. Name one: tokenizer: {{class_path: "
+            "PretrainedTokenizer, init_args: {name: ..., eos_token: ...}}, or set eos: keep."
         )
     if tokenizer.pad_token_id is None:
         eos = tokenizer.eos_token or "<token>"
         raise ValueError(
-            f"tokenizer {name!r}: has no padding token. Name one: tokenizer: "
-            f"{{class_path: PretrainedTokenizer, init_args: "
-            f"{{name: ..., pad_token: {eos!r}}}}} (EOS is safe: batches carry masks)."
+            f"tokenizer {name!r} must have a padding token, got none. Name one: tokenizer: {{class_path: "
+            f"PretrainedTokenizer, init_args: {{name: ..., pad_token: {eos!r}}}}} (EOS is safe: batches carry masks)."
         )
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """Return a key of all that decides which ids a text gets."""
     core = getattr(tokenizer, "backend_tokenizer", None)
     parts = json.loads(core.to_str()) if core is not None else sorted(tokenizer.get_vocab().items())
@@ -145,31 +167,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256((body + json.dumps(rest)).encode()).hexdigest()
 
 
-def write_once(folder: Path, write: Callable[[Path], object]) -> None:
-    """Make a folder that is there whole or not at all: `write` fills another one, which then takes its place."""
-    if folder.is_dir():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        write(work)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    publish(work, folder)
-
-
-def publish(work: Path, folder: Path) -> None:
-    """Move a finished folder to its place; whoever comes second keeps the first one's."""
-    try:
-        os.replace(work, folder)
-    except OSError:
-        shutil.rmtree(work, ignore_errors=True)
-        if not folder.is_dir():
-            raise
-
-
-def _untrained(kind: str) -> Any:
+def _untrained(kind: str) -> FastTokenizer:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     if kind == "bpe":
@@ -183,7 +181,7 @@ def _untrained(kind: str) -> Any:
     return core
 
 
-def _trainer(kind: str, vocab_size: int) -> Any:
+def _trainer(kind: str, vocab_size: int) -> Trainer:
     from tokenizers import pre_tokenizers, trainers
 
     specials = list(SPECIALS.values())
@@ -195,7 +193,7 @@ def _trainer(kind: str, vocab_size: int) -> Any:
     )
 
 
-def _bos_in_front(core: Any) -> Any:
+def _bos_in_front(core: FastTokenizer) -> TemplateProcessing:
     from tokenizers.processors import TemplateProcessing
 
     bos = SPECIALS["bos_token"]

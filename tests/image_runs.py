@@ -19,13 +19,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from pl_prefopt.callbacks import SelfPlayRounds
-from pl_prefopt.datamodules import ImagePreferenceDataModule
+from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule
 from pl_prefopt.demo.image.features import RandomFeatures
 from pl_prefopt.modules import ImagePreferenceModule
 from pl_prefopt.modules.checkpoints import trainable_tensors
 from pl_prefopt.objectives import DPO
 from pl_prefopt.references import AdapterCopy, AutoReference
-from tests.datamodules.images import picture_folder
+from tests.datamodules.sample_images import image_folder
 from tests.pictures import tiny_diffusion
 
 ROOT = Path(__file__).parent.parent
@@ -41,13 +41,12 @@ def image_run(folder: Path, callbacks: list[pl.Callback] | None = None, **option
         optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2, eps=1e-3),  # small gradients do not become signs
     )
     data = ImagePreferenceDataModule(
-        str(picture_folder(folder / "train", 12)),
-        str(picture_folder(folder / "val", 5)),
-        resolution=[16, 16],
+        str(image_folder(folder / "train", 12)),
+        str(image_folder(folder / "val", 5)),
+        geometry=Geometry([16, 16], flip=0.5),
         batch_size=options.get("batch_size", 4),
         cache_dir=str(folder / "cache"),
         caption_dropout=0.2,
-        flip=0.5,
     )
     devices = options.get("devices", 1)
     play = SelfPlayRounds(RandomFeatures(8), rounds=2, every_n_steps=1, samples=5, sampling=SHORT, piece=2)

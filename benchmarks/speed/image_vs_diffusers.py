@@ -213,7 +213,7 @@ def run_ours(folder: Path, steps: int, checkpointing: bool) -> dict[str, Any]:
     import pl_prefopt
 
     assert library is None or pl_prefopt.__file__.startswith(library), "the other checkout must be the one measured"
-    from pl_prefopt.datamodules import ImagePreferenceDataModule
+    from pl_prefopt import datamodules
     from pl_prefopt.modules import ImagePreferenceModule
     from pl_prefopt.policies import Diffusion
 
@@ -231,11 +231,12 @@ def run_ours(folder: Path, steps: int, checkpointing: bool) -> dict[str, Any]:
         ),
         optimizer=lambda p: torch.optim.AdamW(p, lr=LR, weight_decay=1e-2),
     )
-    data = ImagePreferenceDataModule(
+    options: dict[str, Any] = {"crop": "shared-random", "flip": 0.5}
+    older = not hasattr(datamodules, "Geometry")  # the checkout of `--before` may take these as arguments of their own
+    crops = {"resolution": SIZE, **options} if older else {"geometry": datamodules.Geometry(SIZE, **options)}
+    data = datamodules.ImagePreferenceDataModule(
         str(folder / "pairs.jsonl"),
-        resolution=SIZE,
-        crop="shared-random",
-        flip=0.5,
+        **crops,
         batch_size=PAIRS,
         cache_dir=str(folder / ("cache-before" if library else "cache")),
     )

@@ -1,1 +1,1 @@
-"""Rows of files: readers, splits and checks."""
+"""Rows of files: readers, splits, columns, and where results are cached."""

@@ -2,17 +2,75 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pl_prefopt.datamodules.files.readers import Row, Source, refuse_empty
+from pl_prefopt.datamodules.files.cache import cache_folder
+from pl_prefopt.datamodules.files.readers import Row, Source, file_digest, refuse_empty
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 
-class ParquetSource(Source):
-    """A Parquet file, read one row group at a time."""
+class ArrowSource(Source):
+    """A `datasets.Dataset`, memory-mapped: from a folder of `save_to_disk`, from the hub, or from a Parquet file.
+
+    Images, audio and video stay encoded: cells hold {"bytes", "path"}.
+
+    Args:
+        dataset: the rows.
+        name: path or dataset name.
+        file: the file whose content is the key of the rows; None takes the fingerprint that `datasets` keeps.
+    """
+
+    def __init__(self, dataset: Dataset, name: str, file: Path | None = None) -> None:
+        for column, feature in dataset.features.items():
+            if getattr(feature, "decode", False):
+                dataset = dataset.cast_column(column, dataclasses.replace(feature, decode=False))
+        self.name, self._dataset, self._file = name, dataset, file
+        refuse_empty(self)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._dataset[int(index)]
+
+    def digest(self) -> str:
+        """Return a key of the content."""
+        return file_digest(self._file) if self._file is not None else str(self._dataset._fingerprint)
+
+
+def open_parquet(path: Path, cache: Path | None = None) -> ArrowSource:
+    """Open a Parquet file for random access.
+
+    `datasets` writes it once more, as memory-mapped Arrow, into the data cache: a row then costs microseconds, where
+    Parquet has to decode a whole row group.
+
+    Args:
+        path: the file.
+        cache: the data cache; None takes that of `cache_folder`.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    import datasets
+
+    try:
+        dataset = datasets.Dataset.from_parquet(str(path), cache_dir=str((cache or cache_folder()) / "arrow"))
+    except Exception as error:
+        raise ValueError(_parquet_error(path, error.__cause__ or error)) from None
+    assert isinstance(dataset, datasets.Dataset)
+    return ArrowSource(dataset, str(path), path)
+
+
+class ParquetStream(Source):
+    """A Parquet file read in place, one row group at a time, for streaming: nothing is written to the disk."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow.parquet as parquet
@@ -20,10 +78,9 @@ class ParquetSource(Source):
         self.name = str(path)
         try:
             counts = parquet.ParquetFile(path).metadata
-            sizes = [counts.row_group(i).num_rows for i in range(counts.num_row_groups)]
+            self._ends = list(accumulate(counts.row_group(i).num_rows for i in range(counts.num_row_groups)))
         except Exception as error:
             raise ValueError(_parquet_error(path, error)) from None
-        self._ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         self._group: tuple[int, list[Row]] = (-1, [])
         refuse_empty(self)
 
@@ -42,55 +99,27 @@ class ParquetSource(Source):
         return self._group[1][index - (self._ends[group - 1] if group else 0)]
 
 
-class ArrowSource(Source):
-    """A `datasets.Dataset`: memory-mapped, from a folder of `save_to_disk` or from the hub by name."""
-
-    def __init__(self, dataset: Any, name: str) -> None:
-        self.name, self._dataset = name, dataset
-        refuse_empty(self)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> Row:
-        return self._dataset[int(index)]
-
-    def undecoded(self) -> ArrowSource:
-        """Return the same rows with columns of images as {"bytes", "path"}."""
-        from datasets import Image
-
-        found = self._dataset
-        for name, feature in found.features.items():
-            if isinstance(feature, Image):
-                found = found.cast_column(name, Image(decode=False))
-        return ArrowSource(found, self.name)
-
-    def digest(self) -> str:
-        """Return the fingerprint that `datasets` keeps with the content."""
-        return str(self._dataset._fingerprint)
-
-
 class StreamSource(Source):
-    """A dataset that comes over the net row by row; its length is unknown."""
+    """A dataset that is read from the network row by row; its length is unknown."""
 
     seekable = False
 
-    def __init__(self, dataset: Any, name: str) -> None:
+    def __init__(self, dataset: IterableDataset, name: str) -> None:
         self.name, self._dataset = name, dataset
 
     def iterate(self, start: int) -> Iterator[Row]:
         """Yield rows from `start` on."""
-        return iter(self._dataset.skip(start) if start else self._dataset)
+        rows: Any = self._dataset.skip(start) if start else self._dataset
+        return iter(rows)
 
     def digest(self) -> str:
-        """Return a key of the name: the content cannot be seen in advance."""
+        """Return a key of the name: the content cannot be read in advance."""
         return hashlib.sha256(self.name.encode()).hexdigest()
 
 
-def _parquet_error(path: Path, error: Exception) -> str:
-    size = path.stat().st_size
+def _parquet_error(path: Path, error: BaseException) -> str:
     return (
-        f"{path}: cannot be read as Parquet ({size} bytes; {str(error).splitlines()[0]}); accepted: a "
-        "complete Parquet file. "
-        "It may have been cut off while copying: compare its size with the original."
+        f"{path} must be a complete Parquet file, got {path.stat().st_size} bytes that cannot be read "
+        f"({(str(error).splitlines() or [type(error).__name__])[0]}). It may have been cut off while copying: compare "
+        "its size with the original."
     )

@@ -1,4 +1,9 @@
-"""Text files as random-access rows: of JSONL nothing is kept in memory but where the lines begin."""
+"""Text files as random-access rows.
+
+These formats have readers of their own, although `datasets` reads them too: its Arrow tables have one type per column,
+so that a JSON column of text in some rows and of turns in others is refused, missing fields of tools are filled with
+None, and a short CSV row is padded without a word. And no reader of it knows the line of a row that is at fault.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ import io
 import json
 from array import array
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +21,12 @@ Row = dict[str, Any]
 
 
 class Source:
-    """Random-access raw rows. `where(i)` names row i as a person would find it."""
+    """Random-access raw rows."""
 
     name: str
+    """Path or dataset name."""
     seekable = True
+    """Whether rows can be read in any order."""
 
     def __len__(self) -> int:
         raise TypeError(f"{type(self).__name__} defines no length")
@@ -38,12 +46,29 @@ class Source:
         return f"{self.name}, row {index + 1}"
 
     def digest(self) -> str:
-        """Return a key of the content, not of the name or place."""
-        return _file_digest(Path(self.name))
+        """Return a key of the content, not of the name or folder."""
+        return file_digest(Path(self.name))
+
+    @property
+    def parts(self) -> list[Source]:
+        """The sources that this one joins; itself where it joins none."""
+        return [self]
+
+    @property
+    def ends(self) -> list[int]:
+        """Number of rows up to and including each part."""
+        return list(accumulate(map(len, self.parts)))
+
+    def locate(self, index: int) -> tuple[Source, int]:
+        """Return the part that holds row `index`, and its number there."""
+        return self, index
 
 
 class JsonlSource(Source):
-    """One JSON object a line; an index of byte offsets (8 bytes a row) is all that stays in memory."""
+    """One JSON object a line.
+
+    Only the offsets and numbers of the lines (16 bytes a row) stay in memory; errors name the line.
+    """
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -88,13 +113,13 @@ class JsonlSource(Source):
             row = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"{where}: not valid JSON at column {error.colno} ({error.msg}); accepted: one object a line."
+                f"{where} must be one JSON object, got an error at column {error.colno} ({error.msg})."
             ) from None
         return _object(row, where)
 
 
 class TableSource(Source):
-    """Rows that are held in memory: a JSON list, or CSV."""
+    """A JSON list, or CSV, held in memory as a whole."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -115,15 +140,14 @@ def _utf8(raw: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         byte = raw[error.start]
         raise ValueError(
-            f"{where}: byte 0x{byte:02x} at position {error.start} is not UTF-8; accepted: UTF-8 "
-            "text. Convert the file, "
-            "for example with: iconv -f LATIN1 -t UTF-8."
+            f"{where} must be UTF-8 text, got byte 0x{byte:02x} at position {error.start}. Convert the file, for "
+            "example with: iconv -f LATIN1 -t UTF-8."
         ) from None
 
 
 def _object(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: found a {type(row).__name__}; accepted: an object with named fields.")
+        raise ValueError(f"{where} must be an object with named fields, got a {type(row).__name__}.")
     return row
 
 
@@ -132,11 +156,11 @@ def _json_list(text: str, name: str) -> list[Any]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{name}: not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); accepted: one list of "
-            "objects. A file with one object a line must end in .jsonl."
+            f"{name} must be one JSON list of objects, got an error at line {error.lineno}, column {error.colno} "
+            f"({error.msg}). A file with one object a line must end in .jsonl."
         ) from None
     if not isinstance(rows, list):
-        raise ValueError(f"{name}: found a {type(rows).__name__} at the top; accepted: a list of objects.")
+        raise ValueError(f"{name} must be one JSON list of objects, got a {type(rows).__name__} at the top.")
     return rows
 
 
@@ -148,19 +172,18 @@ def _csv_rows(text: str, path: Path) -> list[Row]:
     try:
         for row in reader:
             if None in row or None in row.values():
+                width = len(reader.fieldnames or [])
                 raise ValueError(
-                    f"{path}, row {len(rows) + 1}: found another number of fields than the "
-                    f"{len(reader.fieldnames or [])} "
-                    "of the header; accepted: the same number in every row."
+                    f"{path}, row {len(rows) + 1} must have {width} fields, as the header, got another number."
                 )
             rows.append({k: _plain(v) for k, v in row.items()})
     except csv.Error as error:
-        raise ValueError(f"{path}, after line {reader.line_num}: not valid CSV ({error}).") from None
+        raise ValueError(f"{path} must be valid CSV, got an error after line {reader.line_num} ({error}).") from None
     return rows
 
 
 def _plain(cell: str) -> Any:
-    """A JSON list of turns becomes one; all else stays text, also an answer that happens to be JSON."""
+    """Parse a cell that holds a list of turns; all else stays text, also an answer that happens to be JSON."""
     if not cell.startswith("[{"):
         return cell
     try:
@@ -171,19 +194,15 @@ def _plain(cell: str) -> Any:
 
 
 def refuse_empty(source: Source) -> None:
+    """Raise ValueError for a source without rows."""
     if len(source) == 0:
-        raise ValueError(f"{source.name}: holds no row; accepted: at least one.")
+        raise ValueError(f"{source.name} must hold at least one row, got none.")
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_3_10(file)
-        )
-
-
-def _digest_3_10(file: io.BufferedReader) -> str:
-    total = hashlib.sha256()
-    while block := file.read(1 << 20):
-        total.update(block)
-    return total.hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pl_prefopt.datamodules.files.checks import BadRow, one_of
-from pl_prefopt.datamodules.text.formats import DROP
+from pl_prefopt.datamodules.media.kind import Decoded, MediaKind
+from pl_prefopt.utilities.checks import choice
+from pl_prefopt.utilities.rows import DROP_HINT, BadRow
 
 PLAIN_MODES = ("RGB", "L", "P", "1")
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -19,11 +21,19 @@ WHITE = (255, 255, 255, 255)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of image that is not plain 8-bit RGB: how it is told, named, and made plain."""
+    """A kind of image that is not 8-bit RGB or grey.
 
-    found: Callable[[Image.Image], bool]
+    Args:
+        matches: whether an image is of this kind.
+        words: what it is called in errors.
+        remedy: what the conversion does, in errors.
+        convert: makes it 8-bit RGB or grey.
+    """
+
+    matches: Callable[[Image.Image], bool]
     words: str
-    plain: Callable[[Image.Image], Image.Image]
+    remedy: str
+    convert: Callable[[Image.Image], Image.Image]
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -57,12 +67,17 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 KINDS: dict[str, Kind] = {
-    "animated": Kind(_is_animated, "an animation or several pages", lambda image: image),
-    "16bit": Kind(_is_wide, "more than 8 bits per channel", _eight_bits),
-    "alpha": Kind(_has_alpha, "an alpha channel", _over_white),
-    "cmyk": Kind(lambda image: image.mode == "CMYK", "CMYK colours", lambda image: image.convert("RGB")),
+    "animated": Kind(_is_animated, "an animation or several pages", "take the first frame", lambda image: image),
+    "16bit": Kind(_is_wide, "more than 8 bits per channel", "keep the upper 8 bits", _eight_bits),
+    "alpha": Kind(_has_alpha, "an alpha channel", "put it on white", _over_white),
+    "cmyk": Kind(
+        lambda image: image.mode == "CMYK",
+        "CMYK colours",
+        "convert it to RGB without a colour profile",
+        lambda image: image.convert("RGB"),
+    ),
 }
-"""In the order in which they are made plain: the first frame, 8 bits, on white, RGB without a colour profile."""
+"""In the order in which they are converted: the first frame, 8 bits, on white, RGB without a colour profile."""
 
 
 def conversions(convert: bool | Collection[str]) -> frozenset[str]:
@@ -74,11 +89,24 @@ def conversions(convert: bool | Collection[str]) -> frozenset[str]:
     if isinstance(convert, bool):
         return frozenset(KINDS) if convert else frozenset()
     for name in [convert] if isinstance(convert, str) else convert:
-        one_of("convert", name, KINDS)
+        choice("convert", name, KINDS)
     return frozenset([convert] if isinstance(convert, str) else convert)
 
 
-def decode(data: bytes, field: str, convert: frozenset[str] = frozenset()) -> tuple[Image.Image, list[str]]:
+def image_kind(convert: frozenset[str] = frozenset()) -> MediaKind[Image.Image]:
+    """Return what the media layer has to know about images; those of the kinds in `convert` are converted."""
+    aliases = {
+        "caption": ("prompt", "text"),
+        "image_0": ("jpg_0",),
+        "image_1": ("jpg_1",),
+        "images": ("image_path", "file_path"),
+        "ranks": ("rank",),
+        "scores": ("human_preference",),
+    }
+    return MediaKind("image", "pixels", partial(decode, convert=convert), sorted(convert), aliases)
+
+
+def decode(data: bytes, field: str, convert: frozenset[str] = frozenset()) -> Decoded[Image.Image]:
     """Return an RGB image, turned as its EXIF orientation says, and the kinds that were converted.
 
     Greys, palettes and 1-bit images become RGB without loss and are not counted.
@@ -87,47 +115,46 @@ def decode(data: bytes, field: str, convert: frozenset[str] = frozenset()) -> tu
         BadRow: the bytes are empty, no image, cut off, of zero size, or of a kind that may not be converted.
     """
     image = _opened(data, field)
-    kinds = _kinds(image, field)
+    suffix, kinds = (image.format or "image").lower(), _kinds(image, field)
     for name in kinds:
         if name not in convert:
-            hint = f"Set convert: [{name}] to {_HOW[name]}, or on_bad_row: drop to leave such rows out and count them."
-            raise BadRow(name, field, f"{KINDS[name].words} ({_told(image)})", "8-bit RGB or grey", hint)
+            kind = KINDS[name]
+            hint = f"Set convert: [{name}] to {kind.remedy}, or on_bad_row: drop to leave such rows out and count them."
+            raise BadRow(name, field, f"{kind.words} ({_summary(image)})", "8-bit RGB or grey", hint)
     if image.mode not in PLAIN_MODES and not kinds:
-        raise BadRow("colour_mode", field, f"the colour mode {image.mode} ({_told(image)})", "8-bit RGB or grey", DROP)
+        found = f"the colour mode {image.mode} ({_summary(image)})"
+        raise BadRow("colour_mode", field, found, "8-bit RGB or grey", DROP_HINT)
     image = _loaded(image, field)
     for name in kinds:
-        image = KINDS[name].plain(image)
-    return ImageOps.exif_transpose(image).convert("RGB"), kinds
-
-
-_HOW = {
-    "animated": "take the first frame",
-    "16bit": "keep the upper 8 bits",
-    "alpha": "put it on white",
-    "cmyk": "convert it to RGB without a colour profile",
-}
+        image = KINDS[name].convert(image)
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    return Decoded(image, (image.height, image.width), kinds, suffix)
 
 
 def _opened(data: bytes, field: str) -> Image.Image:
     if not data:
-        raise BadRow("empty_image", field, "0 bytes", "the bytes of an image file", DROP)
+        raise BadRow("empty_image", field, "0 bytes", "the bytes of an image file", DROP_HINT)
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         begin = data[:8].hex(" ")
-        raise BadRow("unreadable", field, f"{len(data)} bytes that are no image ({begin} ...)", _FILES, DROP) from None
+        raise BadRow(
+            "unreadable", field, f"{len(data)} bytes that are no image ({begin} ...)", _FILES, DROP_HINT
+        ) from None
     except Image.DecompressionBombError as error:
-        raise BadRow("too_large", field, str(error), f"at most {Image.MAX_IMAGE_PIXELS} pixels", DROP) from None
+        raise BadRow("too_large", field, str(error), f"at most {Image.MAX_IMAGE_PIXELS} pixels", DROP_HINT) from None
     except Exception as error:
         raise _broken(error, field) from None
     if 0 in image.size:
-        raise BadRow("zero_size", field, f"an image of {image.width} x {image.height} pixels", "at least 1 x 1", DROP)
+        raise BadRow(
+            "zero_size", field, f"an image of {image.width} x {image.height} pixels", "at least 1 x 1", DROP_HINT
+        )
     return image
 
 
 def _kinds(image: Image.Image, field: str) -> list[str]:
     try:
-        return [name for name, kind in KINDS.items() if kind.found(image)]
+        return [name for name, kind in KINDS.items() if kind.matches(image)]
     except Exception as error:  # counting the frames of an animation reads all of it
         raise BadRow("truncated", field, f"a {image.format} that cannot be read ({error})", _FILES, _CUT) from None
 
@@ -145,9 +172,9 @@ def _broken(error: Exception, field: str) -> BadRow:
     return BadRow("unreadable", field, f"an image whose header cannot be read ({error})", _FILES, _CUT)
 
 
-def _told(image: Image.Image) -> str:
+def _summary(image: Image.Image) -> str:
     return f"{image.format}, mode {image.mode}, {image.width} x {image.height}"
 
 
 _FILES = "a complete PNG, JPEG, WebP or other file that Pillow opens"
-_CUT = "It may have been cut off while copying; " + DROP[0].lower() + DROP[1:]
+_CUT = "It may have been cut off while copying; " + DROP_HINT[0].lower() + DROP_HINT[1:]

@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from pl_prefopt.datamodules.files.checks import one_of
+from pl_prefopt.datamodules.media.kind import Size, Sizes
+from pl_prefopt.datamodules.media.rows import uniform
+from pl_prefopt.utilities.checks import choice, integer, within
 from pl_prefopt.utilities.seeding import derive_seed
 
-Size = tuple[int, int]
+if TYPE_CHECKING:
+    from PIL import Image
+
 CROPS = ("shared-center", "shared-random", "pad")
-FILTERS = {n: getattr(Image.Resampling, n.upper()) for n in ("bilinear", "bicubic", "lanczos")}
+FILTERS = ("bilinear", "bicubic", "lanczos")
 BUCKET_STEP = 64
 GREY = (128, 128, 128)
+MOVED = {
+    name: f"geometry.{name}" for name in ("resolution", "crop", "flip", "crop_variants", "interpolation", "buckets")
+}
+"""Earlier argument of `ImagePreferenceDataModule` -> where it is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +47,14 @@ class Frame:
     """
 
     size: Size
-    scaled: tuple[Size, Size]
+    scaled: Sizes
     offset: tuple[int, int]
     flip: bool
     original: Size
 
-    def time_ids(self) -> list[float]:
-        """Return SDXL's size conditioning: original size, crop offset, target size."""
-        return [float(v) for v in (*self.original, *self.offset, *self.size)]
+    def conditions(self) -> dict[str, Tensor]:
+        """Return `time_ids` (6,), SDXL's size conditioning: original size, crop offset, target size."""
+        return {"time_ids": torch.tensor([float(v) for v in (*self.original, *self.offset, *self.size)])}
 
     def key(self, which: int) -> str:
         """Return all that decides the pixels of image `which` beside its bytes."""
@@ -55,34 +63,46 @@ class Frame:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The rules by which frames are made.
+    """How images are scaled, cropped and flipped, both of a pair alike.
 
     Args:
-        sizes: sizes of the result; of several, a pair gets that of the nearest aspect ratio.
-        crop: "shared-center" and "shared-random" fill the frame, "pad" keeps all of both images on a grey ground.
-        flip: probability of a flip.
+        resolution: pixels of the result: one number, or [height, width].
+        crop: "shared-center" and "shared-random" fill the frame, "pad" keeps all of both images on a grey background.
+        flip: probability that both images of a pair are mirrored.
+        crop_variants: different random crops of a pair; 0 means a new one every epoch, which cannot be cached.
         interpolation: "bilinear", "bicubic" or "lanczos".
-        crop_variants: number of different random crops of a pair; 0 means a new one every epoch.
-        seed: key of all decisions.
+        buckets: list of [height, width]; a pair gets the one of the nearest aspect ratio; "auto" makes multiples of 64
+            of the area of `resolution`; None: all pairs have `resolution`.
+        seed: key of crops and flips; None takes that of the datamodule.
+
+    Raises:
+        ValueError: an unknown word, a probability out of range, or a size that is not positive.
     """
 
-    sizes: tuple[Size, ...] = ((512, 512),)
+    resolution: int | list[int] = 512
     crop: str = "shared-center"
     flip: float = 0.0
-    interpolation: str = "lanczos"
     crop_variants: int = 4
-    seed: int = 0
+    interpolation: str = "lanczos"
+    buckets: str | list[list[int]] | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
-        one_of("crop", self.crop, CROPS)
-        one_of("interpolation", self.interpolation, FILTERS)
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip: found {self.flip!r}; accepted: a probability in [0, 1].")
+        choice("crop", self.crop, CROPS)
+        choice("interpolation", self.interpolation, FILTERS)
+        within("flip", self.flip, 0, 1)
+        integer("crop_variants", self.crop_variants, least=0)
+        _ = self.sizes
 
-    def still(self) -> Geometry:
-        """Return the rules without randomness, for evaluation."""
-        crop = "shared-center" if self.crop == "shared-random" else self.crop
-        return Geometry(self.sizes, crop, 0.0, self.interpolation, self.crop_variants, self.seed)
+    @cached_property
+    def sizes(self) -> tuple[Size, ...]:
+        """Sizes of the result; of several, a pair gets that of the nearest aspect ratio."""
+        return result_sizes(self.resolution, self.buckets)
+
+    def without_randomness(self) -> Geometry:
+        """Return the rules for evaluation: the centre instead of random crops, no flips."""
+        crop = "shared-center" if self.random_crop else self.crop
+        return replace(self, crop=crop, flip=0.0)
 
     @property
     def random_crop(self) -> bool:
@@ -96,57 +116,54 @@ class Geometry:
         aspect = math.log(size[0] / size[1])
         return int(np.argmin([abs(aspect - math.log(h / w)) for h, w in self.sizes]))
 
-    def frame(self, originals: tuple[Size, Size], epoch: int, index: int) -> Frame:
+    def view(self, sizes: Sizes, epoch: int, index: int) -> Frame:
         """Return the decision for pair `index` in `epoch`; it depends on nothing else."""
         variant = epoch
         if self.random_crop and self.crop_variants:
-            variant = derive_seed(self.seed, "crop", epoch, index) % self.crop_variants
-        flip = self.flip > 0 and uniform(self.seed, "flip", epoch, index) < self.flip
-        return self.variant(originals, index, variant, flip)
+            variant = derive_seed(self.seed or 0, "crop", epoch, index) % self.crop_variants
+        flip = self.flip > 0 and uniform(self.seed or 0, "flip", epoch, index) < self.flip
+        return self.variant(sizes, index, variant, flip)
 
-    def variants(self, originals: tuple[Size, Size], index: int) -> list[Frame]:
-        """Return all frames that `frame` can give, without repetition."""
+    def variants(self, sizes: Sizes, index: int) -> list[Frame]:
+        """Return all frames that `view` can give, without repetition."""
         crops = range(self.crop_variants if self.random_crop else 1)
         flips = [f for f, possible in ((False, self.flip < 1), (True, self.flip > 0)) if possible]
-        return list(dict.fromkeys(self.variant(originals, index, v, f) for v in crops for f in flips))
+        return list(dict.fromkeys(self.variant(sizes, index, v, f) for v in crops for f in flips))
 
-    def variant(self, originals: tuple[Size, Size], index: int, variant: int, flip: bool) -> Frame:
+    def variant(self, originals: Sizes, index: int, variant: int, flip: bool) -> Frame:
         """Return the frame of one crop variant."""
         size = self.sizes[self.bucket(originals[0])]
         if self.crop == "pad":
             return Frame(size, (_fit(originals[0], size), _fit(originals[1], size)), (0, 0), flip, originals[0])
+        # the second image is resized to the first one's size, so that one offset is the same place in both
         scaled = _fill(originals[0], size)
-        places = (0.5, 0.5)
+        room = scaled[0] - size[0], scaled[1] - size[1]
         if self.random_crop:
-            places = tuple(uniform(self.seed, "offset", axis, variant, index) for axis in ("top", "left"))
-        offset = tuple(
-            int(p * (s - t + 1)) if self.random_crop else (s - t) // 2
-            for p, s, t in zip(places, scaled, size, strict=True)
-        )
-        return Frame(size, (scaled, scaled), (offset[0], offset[1]), flip, originals[0])
+            top, left = (uniform(self.seed or 0, "offset", axis, variant, index) for axis in ("top", "left"))
+            offset = int(top * (room[0] + 1)), int(left * (room[1] + 1))
+        else:
+            offset = room[0] // 2, room[1] // 2
+        return Frame(size, (scaled, scaled), offset, flip, originals[0])
 
-    def pixels(self, image: Image.Image, which: int, frame: Frame) -> Tensor:
+    def tensor(self, media: Image.Image, which: int, view: Frame) -> Tensor:
         """Return image `which` (0 or 1) of a pair as (3, H, W) float32 in [-1, 1]."""
-        height, width = frame.scaled[which]
-        if (width, height) != image.size:
-            image = image.resize((width, height), FILTERS[self.interpolation])
-        if frame.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        image = _padded(image, frame.size) if self.crop == "pad" else _cropped(image, frame)
-        values = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        from PIL import Image
+
+        height, width = view.scaled[which]
+        if (width, height) != media.size:
+            media = media.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        if view.flip:
+            media = media.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        media = _padded(media, view.size) if self.crop == "pad" else _cropped(media, view)
+        values = torch.from_numpy(np.array(media)).permute(2, 0, 1)
         return values.float().div_(127.5).sub_(1.0)
 
     def settings(self) -> dict[str, Any]:
         """Return what decides pixels, as plain values; flips are left out, both directions may be stored."""
-        found: dict[str, Any] = {"resolution": [list(s) for s in self.sizes], "crop": self.crop}
+        settings: dict[str, Any] = {"resolution": [list(s) for s in self.sizes], "crop": self.crop}
         if self.random_crop:
-            found |= {"crop_variants": self.crop_variants, "seed": self.seed}
-        return found | {"interpolation": self.interpolation}
-
-
-def uniform(*keys: int | str) -> float:
-    """Return a number in [0, 1) that depends on the keys only."""
-    return derive_seed(*keys) / 2**63
+            settings |= {"crop_variants": self.crop_variants, "seed": self.seed or 0}
+        return settings | {"interpolation": self.interpolation}
 
 
 def result_sizes(resolution: int | Sequence[int], buckets: str | Sequence[Sequence[int]] | None) -> tuple[Size, ...]:
@@ -159,10 +176,10 @@ def result_sizes(resolution: int | Sequence[int], buckets: str | Sequence[Sequen
     if buckets is None:
         return (size,)
     if isinstance(buckets, str):
-        one_of("buckets", buckets, ("auto",))
+        choice("buckets", buckets, ("auto",))
         return auto_buckets(size)
     if not buckets:
-        raise ValueError('buckets: found an empty list; accepted: [height, width] pairs, "auto" or null.')
+        raise ValueError('buckets must be [height, width] pairs, "auto" or None, got an empty list')
     return tuple(dict.fromkeys(_size(f"buckets[{i}]", b) for i, b in enumerate(buckets)))
 
 
@@ -175,32 +192,38 @@ def auto_buckets(size: Size, step: int = BUCKET_STEP) -> tuple[Size, ...]:
     area = size[0] * size[1]
     if area < (4 * step) ** 2:
         raise ValueError(
-            f'buckets: found "auto" with resolution {list(size)}; accepted: at least {4 * step} x {4 * step} pixels. '
-            "Give smaller buckets as a list of [height, width]."
+            f'resolution must be at least {4 * step} x {4 * step} pixels with buckets "auto", got {list(size)}. Give '
+            "smaller buckets as a list of [height, width]."
         )
-    found = [(h, area // h // step * step) for h in range(step, area // step, step)]
-    return tuple((h, w) for h, w in found if w and 0.5 <= h / w <= 2)
+    sizes = [(h, area // h // step * step) for h in range(step, area // step, step)]
+    return tuple((h, w) for h, w in sizes if w and 0.5 <= h / w <= 2)
 
 
-def check_divisible(sizes: Sequence[Size], factor: int) -> None:
-    """Refuse sizes that the VAE would round.
+def check_encodable(geometry: Geometry, factor: int) -> None:
+    """Require sizes that the VAE does not round, and a limited number of frames.
 
     Raises:
-        ValueError: a side is no multiple of `factor`; the message names the nearest size that is.
+        ValueError: a side is no multiple of `factor` (the message names the nearest size that is), or every epoch has
+            new crops.
     """
-    for height, width in sizes:
+    if geometry.random_crop and not geometry.crop_variants:
+        raise ValueError(
+            "crop_variants must be >= 1 with cache: true, got 0, which is a new crop every epoch. Limit the crops, or "
+            "set cache: false."
+        )
+    for height, width in geometry.sizes:
         if height % factor or width % factor:
-            near = [max(factor, round(v / factor) * factor) for v in (height, width)]
+            nearest = [max(factor, round(v / factor) * factor) for v in (height, width)]
             raise ValueError(
-                f"resolution: found {height} x {width} pixels (height x width); accepted: multiples of {factor}, the "
-                f"factor of this model's VAE. The nearest is {near[0]} x {near[1]}."
+                f"resolution must be multiples of {factor}, the factor of this model's VAE, got {height} x {width} "
+                f"pixels (height x width). The nearest is {nearest[0]} x {nearest[1]}."
             )
 
 
 def _size(argument: str, value: Sequence[int]) -> Size:
     sides = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
     if len(sides) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in sides):
-        raise ValueError(f"{argument}: found {value!r}; accepted: [height, width] in whole pixels >= 1, or one number.")
+        raise ValueError(f"{argument} must be [height, width] in pixels, integers >= 1, or one number, got {value!r}")
     return sides[0], sides[1]
 
 
@@ -224,6 +247,8 @@ def _cropped(image: Image.Image, frame: Frame) -> Image.Image:
 def _padded(image: Image.Image, size: Size) -> Image.Image:
     if image.size == (size[1], size[0]):
         return image
-    ground = Image.new("RGB", (size[1], size[0]), GREY)
-    ground.paste(image, ((size[1] - image.width) // 2, (size[0] - image.height) // 2))
-    return ground
+    from PIL import Image
+
+    background = Image.new("RGB", (size[1], size[0]), GREY)
+    background.paste(image, ((size[1] - image.width) // 2, (size[0] - image.height) // 2))
+    return background

@@ -21,8 +21,8 @@ def image_statistics(rows: ImagePairs) -> dict[str, Any]:
     is "pad"); cut (mean share of an image's area that the crop leaves out); buckets ("HxW" -> pairs).
     """
     first, second = (np.array([rows.sizes(i)[k] for i in range(len(rows))], float) for k in (0, 1))
-    still = rows.geometry.still()
-    frames = [still.frame(rows.sizes(i), 0, i) for i in range(len(rows))]
+    geometry = rows.geometry.without_randomness()
+    frames = [geometry.view(rows.sizes(i), 0, i) for i in range(len(rows))]
     scaled = np.array([f.scaled[0] for f in frames], float)
     size = np.array([f.size for f in frames], float)
     aspect = (first[:, 0] / first[:, 1]) / (second[:, 0] / second[:, 1])

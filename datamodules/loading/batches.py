@@ -1,6 +1,6 @@
 """Which rows go into which batch on which rank: pure functions of (lengths, seed, epoch), so nothing has to be stored.
 
-Legend: G rows of one global batch (batch_size * world_size), S rows of one optimiser step (G * accumulate).
+Legend: G rows of one global batch (batch_size * world_size), S rows of one optimizer step (G * accumulate).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 Batches = list[np.ndarray]
 WINDOW = 50
-"""Global steps that are shuffled together before rows of like length are grouped."""
+"""Global steps that are shuffled together before rows of similar length are grouped."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,22 @@ class Share:
 class TrainBatches:
     """Order the rows of an epoch into batches, the same on every rank, and hand out this rank's share.
 
-    The S rows of an optimiser step are chosen first, from (seed, epoch) alone, and then split over accumulation steps
+    The S rows of an optimizer step are chosen first, from (seed, epoch) alone, and then split over accumulation steps
     and ranks: two ranks with batch b see in every step the same rows as one rank with batch 2b, or one with batch b and
-    two accumulation steps. Rows that do not fill a whole step are left out and change from epoch to epoch.
+    two accumulation steps. Rows that do not fill a whole step are left out, a different subset each epoch.
 
     Args:
         lengths: (N,) cost of a row, for example its tokens; only its order matters.
         batch_size: rows per rank and micro-batch.
         share: this rank and the number of ranks.
-        accumulate: micro-batches per optimiser step.
+        accumulate: micro-batches per optimizer step.
         seed: seed of the order.
-        length_buckets: group rows of like length within windows of 50 steps; the order of steps stays random.
+        length_buckets: group rows of similar length within windows of 50 steps; the order of steps stays random.
         shuffle: False keeps the order of the file.
         drop_last: False keeps the last, smaller batches; one rank only.
 
     Raises:
-        ValueError: not one whole step can be made, or `drop_last=False` on several ranks.
+        ValueError: the rows do not fill one optimizer step, or `drop_last=False` on several ranks.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class TrainBatches:
         self.step_rows = self.global_batch * accumulate
         if not drop_last and self.share.world_size > 1:
             raise ValueError(
-                f"drop_last=False with {self.share.world_size} devices: ranks would get different numbers of rows and "
-                "wait for each other for ever. Accepted: drop_last=True, or one device."
+                f"drop_last must be True on several devices, got False with {self.share.world_size} devices: ranks "
+                "would receive different numbers of batches and deadlock"
             )
         if len(self) == 0:
             raise ValueError(
-                f"train: {len(self.lengths)} rows are fewer than one optimiser step of {self.step_rows} rows "
-                f"(batch_size {batch_size} x {self.share.world_size} devices x {accumulate} accumulated batches). "
-                "Lower batch_size or accumulate_grad_batches, or bring more rows."
+                f"train must hold at least one optimizer step of {self.step_rows} rows (batch_size {batch_size} x "
+                f"{self.share.world_size} devices x {accumulate} accumulated batches), got {len(self.lengths)}. Lower "
+                "batch_size or accumulate_grad_batches, or add rows."
             )
 
     def __len__(self) -> int:
@@ -136,8 +136,8 @@ class EvalBatches:
         self.length_buckets = length_buckets
         if len(self.lengths) < self.share.world_size:
             raise ValueError(
-                f"{name}: {len(self.lengths)} rows for {self.share.world_size} devices; accepted: at least one "
-                "row per device. Bring more rows or use fewer devices."
+                f"{name} must hold at least one row per device, got {len(self.lengths)} rows for "
+                f"{self.share.world_size} devices. Add rows or use fewer devices."
             )
         self._cuts = _eval_cuts(len(self.lengths), self.global_batch, self.share.world_size)
 
@@ -175,6 +175,8 @@ def _bucketed(rows: np.ndarray, lengths: np.ndarray, size: int, rng: np.random.G
 
 def _eval_cuts(rows: int, global_batch: int, world_size: int) -> list[int]:
     cuts = [*range(0, rows, global_batch), rows]
+    # A last global batch with fewer rows than ranks would leave a rank without a batch: even out the last two, or merge
+    # them where together they still hold fewer than two rows per rank.
     if len(cuts) > 2 and cuts[-1] - cuts[-2] < world_size:
         room = cuts[-1] - cuts[-3]
         cuts[-2:-1] = [cuts[-3] + room // 2] if room >= 2 * world_size else []

@@ -1,4 +1,4 @@
-"""Batches of images of one size: pairs of different aspect ratio never share a batch."""
+"""Batches of samples of one size: pairs of different buckets never share a batch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pl_prefopt.datamodules.loading.batches import Batches, Share
 class BucketBatches:
     """Order the pairs of an epoch into batches of one bucket each, and hand out this rank's share.
 
-    The order depends on (seed, epoch) only. Batches of all buckets are mixed; what does not fill a batch of its bucket,
-    or a whole optimiser step, is left out, other pairs each epoch.
+    The order depends on (seed, epoch) only. Batches of all buckets are mixed; pairs that do not fill a batch of their
+    bucket, or a whole optimizer step, are left out, a different subset each epoch.
 
     Args:
         buckets: (N,) number of the bucket of each pair.
         batch_size: pairs per rank and micro-batch.
         share: this rank and the number of ranks.
-        accumulate: micro-batches per optimiser step.
+        accumulate: micro-batches per optimizer step.
         seed: seed of the order.
         shuffle: False keeps the order of the file within buckets and of the buckets.
         drop_last: False keeps smaller batches; one rank only.
 
     Raises:
-        ValueError: not one whole step can be made, or `drop_last=False` on several ranks.
+        ValueError: the rows do not fill one optimizer step, or `drop_last=False` on several ranks.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class BucketBatches:
         self.accumulate, self.seed, self.shuffle, self.drop_last = accumulate, seed, shuffle, drop_last
         if not drop_last and share.world_size > 1:
             raise ValueError(
-                f"drop_last=False with {share.world_size} devices: ranks would get different numbers of rows. "
-                "Accepted: drop_last=True, or one device."
+                f"drop_last must be True on several devices, got False with {share.world_size} devices: ranks "
+                "would receive different numbers of batches and deadlock"
             )
         if len(self) == 0:
             sizes = np.bincount(self.buckets).tolist()
             raise ValueError(
-                f"train: buckets of {sizes} pairs do not fill one optimiser step of {self._group} batches of "
-                f"{batch_size} pairs of one size. Use fewer buckets, lower batch_size or accumulate_grad_batches, or "
-                "bring more pairs."
+                f"train must fill one optimizer step of {self._group} batches of {batch_size} pairs of one size, got "
+                f"buckets of {sizes} pairs. Use fewer buckets, lower batch_size or accumulate_grad_batches, or add "
+                "pairs."
             )
 
     @property
@@ -75,11 +75,11 @@ class BucketBatches:
         """Return the batches of all ranks in `epoch`, in order."""
         rng = np.random.default_rng([self.seed, epoch])
         rows = rng.permutation(len(self.buckets)) if self.shuffle else np.arange(len(self.buckets))
-        found = _cut_by_bucket(rows, self.buckets, self.batch_size)
+        batches = _cut_by_bucket(rows, self.buckets, self.batch_size)
         if self.drop_last:
-            found = [b for b in found if len(b) == self.batch_size]
-        order = rng.permutation(len(found)) if self.shuffle else np.arange(len(found))
-        return [found[i] for i in order[: len(self) * self.share.world_size]]
+            batches = [b for b in batches if len(b) == self.batch_size]
+        order = rng.permutation(len(batches)) if self.shuffle else np.arange(len(batches))
+        return [batches[i] for i in order[: len(self) * self.share.world_size]]
 
     def batches(self, epoch: int) -> Batches:
         """Return this rank's batches of `epoch` as arrays of row ids."""
@@ -94,7 +94,7 @@ class BucketEvalBatches:
     """Every pair exactly once over all ranks, batches of one bucket, the same number of batches on every rank.
 
     Raises:
-        ValueError: the ranks cannot get the same number of batches, for want of pairs.
+        ValueError: too few pairs for the ranks to get the same number of batches.
     """
 
     def __init__(self, buckets: np.ndarray, batch_size: int, share: Share, *, name: str = "evaluation") -> None:
@@ -127,8 +127,8 @@ def _evened(batches: Batches, world_size: int, name: str) -> Batches:
         rows = batches[largest]
         if len(rows) < 2:
             raise ValueError(
-                f"{name}: {sum(map(len, batches))} pairs in buckets cannot be shared by {world_size} devices; bring "
-                "more pairs, or use fewer devices or buckets."
+                f"{name} must hold enough pairs per bucket for {world_size} devices to get as many batches each, got "
+                f"{sum(map(len, batches))} pairs. Add pairs, or use fewer devices or buckets."
             )
         batches = [*batches[:largest], rows[: len(rows) // 2], rows[len(rows) // 2 :], *batches[largest + 1 :]]
     return batches

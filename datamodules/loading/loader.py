@@ -1,4 +1,4 @@
-"""A loader that Lightning neither re-wraps nor replays: it knows its epoch and its place in it."""
+"""A loader that Lightning neither re-wraps nor replays: it knows its epoch and its position in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class PlannedLoader:
     from the global random generators.
 
     The state is the same on all ranks: epoch, batches handed out in it, and a key of the epoch's order. A dataset whose
-    rows are random must derive that randomness from (seed, epoch, row id); if it has `set_epoch`, it is told the epoch.
+    rows are random must derive that randomness from (seed, epoch, row id); its `set_epoch` is called, if it has one.
+    Positions are counted here, and the state of worker processes is never saved: the order is a pure function of seed
+    and epoch, so the remaining batches can be computed (torchdata's StatefulDataLoader would store every worker).
 
     Args:
         dataset: random-access rows of any modality.
@@ -74,12 +76,12 @@ class PlannedLoader:
         """Yield the remaining batches; the start is looked up when the first one is asked for, not before."""
         start, self._resume_at = self._resume_at, 0
         self._position = start
-        if callable(told := getattr(self.rows, "set_epoch", None)):
-            told(self.epoch)
+        if callable(set_epoch := getattr(self.rows, "set_epoch", None)):
+            set_epoch(self.epoch)
         batches = (b.tolist() for b in islice(self.plan.batches(self.epoch), start, None))
         loader = DataLoader(
             self.rows,
-            batch_sampler=batches,  # pyright: ignore[reportArgumentType]  one pass, made when it is asked for
+            batch_sampler=batches,  # pyright: ignore[reportArgumentType]  a generator: read once, as batches are needed
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
@@ -97,14 +99,14 @@ class PlannedLoader:
         """Continue from a position.
 
         Raises:
-            ValueError: the position lies within an epoch whose order cannot be made again.
+            ValueError: the position lies within an epoch whose order cannot be reproduced.
         """
         within = 0 < state["position"] < len(self)
-        if within and (found := self.plan.fingerprint(state["epoch"])) != state["order"]:
+        if within and (order := self.plan.fingerprint(state["epoch"])) != state["order"]:
             raise ValueError(
-                f"data position of the checkpoint: epoch {state['epoch']}, batch {state['position']}, order "
-                f"{state['order']}, but this run's order is {found}. Rows, seed, batch_size, accumulation, devices and "
-                "length_buckets must be those of the checkpoint; or resume from one written at the end of an epoch."
+                f"the order of the training rows must be that of the checkpoint (epoch {state['epoch']}, batch "
+                f"{state['position']}, order {state['order']}), got order {order}. Restore rows, seed, batch_size, "
+                "accumulation, devices and length_buckets, or resume from a checkpoint of the end of an epoch."
             )
         self.epoch = state["epoch"]
         self._position = self._resume_at = state["position"]

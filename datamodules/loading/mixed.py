@@ -15,7 +15,7 @@ class SourceBatches:
     """Draw the rows of each optimizer step from sources, the same on every rank, and hand out this rank's share.
 
     Two ranks with batch b see in every step the rows that one rank with batch 2b sees. An epoch has as many steps as
-    the rows of all sources fill; how often a row comes in it depends on the weights. Batches are made when they are
+    the rows of all sources fill; how often a row comes in it depends on the weights. Batches are drawn when they are
     asked for, so that new weights count from the next step on.
 
     Args:
@@ -26,7 +26,7 @@ class SourceBatches:
         seed: key of all draws.
 
     Raises:
-        ValueError: not one whole step can be made, or a source without rows.
+        ValueError: the rows do not fill one optimizer step, or a source without rows.
     """
 
     left_out = 0
@@ -40,9 +40,9 @@ class SourceBatches:
         self.rows = sum(map(len, sources.values()))
         if not len(self):
             raise ValueError(
-                f"train: {self.rows} rows are fewer than one optimiser step of {self.schedule.size} rows "
-                f"(batch_size {batch_size} x {share.world_size} devices x {accumulate} accumulated batches). Lower "
-                "batch_size or accumulate_grad_batches, or bring more rows."
+                f"train must hold at least one optimizer step of {self.schedule.size} rows (batch_size {batch_size} x "
+                f"{share.world_size} devices x {accumulate} accumulated batches), got {self.rows}. Lower batch_size or "
+                "accumulate_grad_batches, or add rows."
             )
 
     def __len__(self) -> int:

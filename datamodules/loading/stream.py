@@ -1,107 +1,169 @@
-"""Training rows that are tokenised on the way: nothing is stored, the data may be larger than the disk.
+"""Training rows that are encoded while the run reads them: nothing is stored, the data may be larger than the disk.
 
-A block is a run of consecutive rows of the source. Blocks come in random order where the source can be sought (files,
-Arrow) and in its own order where it cannot (a dataset streamed from the hub); rows are shuffled inside a block. Every
-rank reads and counts all blocks and keeps its share of each batch. That costs each rank the tokenisation of the whole
-stream, but all ranks agree on which rows were dropped, see the rows that one process would see, and stop together.
+A *block* is a run of consecutive rows of the source. Blocks come in random order where the source can be read in any
+order (files, Arrow) and in its own order where it cannot (a dataset streamed from the hub); rows are shuffled inside a
+block. The blocks of an epoch, one behind the other, make one sequence of positions 0, 1, 2, ... Rank r of W encodes the
+rows at positions r, r + W, r + 2W, ... and nothing else, so two ranks see in every step the rows that one rank with
+twice the batch size sees.
+
+A position is arithmetic: batch n of a rank begins at position n * batch_size * W, whatever the rows are. That is why
+all ranks stop together without talking to each other, and why a run can be resumed by number of batches. A row that
+cannot be used must not move the rows behind it, since other ranks would not know; a row of its block takes its place.
+(`datasets.distributed.split_dataset_by_node` splits a stream of files in the same way, row i to rank i modulo W, but
+rows that are dropped behind it give ranks different numbers of batches, and its state holds no shuffled block order.)
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pl_prefopt.datamodules.files.readers import Source
+from pl_prefopt.datamodules.files.readers import Row, Source
 from pl_prefopt.datamodules.loading.batches import Share
 from pl_prefopt.datamodules.loading.loader import EpochPath
-from pl_prefopt.datamodules.text.build import RowPipeline, Settings
 
-Row = dict[str, Any]
-Block = tuple[int, list[Row], dict[str, int]]
+EncodedRow = dict[str, Any]
+
+
+class EncodeRows(Protocol):
+    """Turns raw rows into the rows that `collate` takes; must be picklable for worker processes."""
+
+    def __call__(self, rows: Sequence[tuple[int, Row]]) -> tuple[dict[int, EncodedRow], Mapping[str, int]]:
+        """Return row number -> row, without those that cannot be used, and counts of what was dropped or changed."""
+        ...
+
+
+class Block(TypedDict):
+    """This rank's rows of one block."""
+
+    rows: list[tuple[int, EncodedRow]]
+    """(position in the epoch, row), in order."""
+    end: int
+    """Position behind the last row of the block, of whichever rank."""
+    counts: Counter[str]
 
 
 class Blocks(IterableDataset[Block]):
-    """Tokenised blocks from number `start` of an epoch on; worker w of W makes every W-th, in order."""
+    """This rank's rows of the blocks of an epoch, from block `start` on; worker w of V encodes every V-th block.
 
-    def __init__(self, source: Source, tokenizer: Any, settings: Settings, size: int, seed: int) -> None:
-        self.source, self.tokenizer, self.settings, self.size, self.seed = source, tokenizer, settings, size, seed
+    Args:
+        source: raw rows.
+        encode: turns raw rows into rows.
+        size: rows of a block, which are shuffled together.
+        seed: key of the order.
+        limit: use only the first rows of the source.
+        share: this rank and the number of ranks.
+
+    Raises:
+        ValueError: (while reading) no row of the source can be used.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        encode: EncodeRows,
+        size: int,
+        seed: int,
+        limit: int | None = None,
+        share: Share | None = None,
+    ) -> None:
+        self.source, self.encode, self.size, self.seed, self.limit = source, encode, size, seed, limit
+        self.share = share or Share()
         self.epoch, self.start = 0, 0
 
     @property
     def rows(self) -> int | None:
         """Rows of the source, after the limit; None where unknown."""
         try:
-            return min(len(self.source), self.settings.limit or len(self.source))
+            return min(len(self.source), self.limit or len(self.source))
         except TypeError:
-            return self.settings.limit
+            return self.limit
+
+    def locate(self, position: int) -> int:
+        """Return the number of the block that holds a position of the epoch."""
+        if not self.source.seekable:
+            return position // self.size
+        return int(np.searchsorted(self._ends(), position, side="right"))
 
     def __iter__(self) -> Iterator[Block]:
         info = get_worker_info()
-        turn, workers = (info.id, info.num_workers) if info else (0, 1)
-        for number, first, raws in self._raw(lambda n: (n - self.start) % workers == turn):
-            yield (number, *self._tokenised(number, first, raws))
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for number, first, position, raws in self._raw_blocks():
+            if (number - self.start) % workers == worker:
+                yield self._encoded(number, first, position, raws)
 
-    def _raw(self, mine: Callable[[int], bool]) -> Iterator[tuple[int, int, list[Row]]]:
-        if not self.source.seekable:
-            yield from self._in_order(mine)
-            return
+    def _order(self) -> np.ndarray:
+        """Blocks of the source in the order of the epoch."""
+        return np.random.default_rng([self.seed, self.epoch]).permutation(-(-(self.rows or 0) // self.size))
+
+    def _ends(self) -> np.ndarray:
+        """Position behind each block of the epoch. Only the last block of the source may be smaller than `size`."""
         rows = self.rows or 0
-        count = -(-rows // self.size)
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(count)
-        for number in filter(mine, range(self.start, count)):
-            first = int(order[number]) * self.size
-            yield number, first, list(islice(self.source.iterate(first), min(self.size, rows - first)))
+        return np.cumsum([min(self.size, rows - int(block) * self.size) for block in self._order()])
 
-    def _in_order(self, mine: Callable[[int], bool]) -> Iterator[tuple[int, int, list[Row]]]:
-        number, limit = self.start, self.rows
-        stream = self.source.iterate(number * self.size)
-        while limit is None or number * self.size < limit:
-            take = self.size if limit is None else min(self.size, limit - number * self.size)
-            raws = list(islice(stream, take))
+    def _raw_blocks(self) -> Iterator[tuple[int, int, int, Iterator[Row]]]:
+        """Yield (number, first row of the source, first position, rows), from block `start` on."""
+        if self.source.seekable:
+            order, ends = self._order(), self._ends()
+            for number in range(self.start, len(order)):
+                first, position = int(order[number]) * self.size, int(ends[number - 1]) if number else 0
+                yield number, first, position, islice(self.source.iterate(first), int(ends[number]) - position)
+            return
+        number, stream = self.start, self.source.iterate(self.start * self.size)
+        while True:
+            first = number * self.size
+            raws = list(islice(stream, self.size if self.limit is None else max(0, min(self.size, self.limit - first))))
             if not raws:
                 return
-            if mine(number):
-                yield number, number * self.size, raws
+            yield number, first, first, iter(raws)
             number += 1
 
-    def _tokenised(self, number: int, first: int, raws: list[Row]) -> tuple[list[Row], dict[str, int]]:
-        pipeline = RowPipeline(self.source, self.tokenizer, self.settings)
-        rows = [
-            {"index": at, "prompt_ids": ids.prompt, "completion_ids": ids.completions, **example.numbers}
-            for at, ids, example in pipeline.chunk(first, raws)
-        ]
-        order = np.random.default_rng([self.seed, self.epoch, number]).permutation(len(rows))
-        return [rows[i] for i in order], {"read": len(raws), **pipeline.counts}
+    def _encoded(self, number: int, first: int, position: int, raws: Iterator[Row]) -> Block:
+        """Shuffle a block, then encode the rows whose positions belong to this rank."""
+        block = list(raws)
+        order = np.random.default_rng([self.seed, self.epoch, number]).permutation(len(block))
+        start = (self.share.rank - position) % self.share.world_size
+        offsets = range(start, len(block), self.share.world_size)
+        encoded, changes = self.encode([(first + int(order[i]), block[order[i]]) for i in offsets])
+        counts = Counter(changes) + Counter(read=len(offsets), repeated=len(offsets) - len(encoded))
+        substitutes = list(encoded.values())
+        if offsets and not substitutes:
+            substitutes = [self._any_row()]
+        rows: list[tuple[int, EncodedRow]] = []
+        repeated = 0
+        for i in offsets:
+            row = encoded.get(first + int(order[i]))
+            if row is None:  # cannot be used: the positions behind it must not move
+                row = substitutes[repeated % len(substitutes)]
+                repeated += 1
+            rows.append((position + i, row))
+        return {"rows": rows, "end": position + len(block), "counts": counts}
 
-
-@dataclass(frozen=True)
-class Place:
-    """After `batches` batches: the step at hand begins at row `offset` of `block`, `skip` of its batches are out."""
-
-    batches: int = 0
-    block: int = 0
-    offset: int = 0
-    skip: int = 0
+    def _any_row(self) -> EncodedRow:
+        """The first row of the source that can be used: for a rank none of whose rows of a block can."""
+        for number, raw in enumerate(islice(self.source.iterate(0), self.rows)):
+            encoded, _ = self.encode([(number, raw)])
+            if encoded:
+                return encoded[number]
+        raise ValueError(f"{self.source.name} must hold a row that can be used, got none")
 
 
 class StreamLoader:
     """Batches of a stream, without a length, with an exact position.
 
     Args:
-        blocks: the tokenised blocks.
+        blocks: this rank's rows.
         batch_size: rows per rank and micro-batch.
         collate: turns a list of rows into a batch.
-        share: this rank and the number of ranks.
-        accumulate: micro-batches per optimiser step; an epoch ends with a whole step.
-        num_workers: processes that tokenise.
+        accumulate: micro-batches per optimizer step; an epoch ends with a whole step.
+        num_workers: processes that encode.
         delivered: how many batches of this epoch were really used, where the reader fetches ahead (Lightning does for
             loaders without a length); None: all that were yielded.
     """
@@ -110,18 +172,18 @@ class StreamLoader:
         self,
         blocks: Blocks,
         batch_size: int,
-        collate: Callable[[list[Row]], Any],
-        share: Share,
+        collate: Callable[[list[EncodedRow]], Any],
         *,
         accumulate: int = 1,
         num_workers: int = 0,
         delivered: Callable[[], int] | None = None,
     ) -> None:
-        self.blocks, self.batch_size, self.collate, self.share = blocks, batch_size, collate, share
+        self.blocks, self.batch_size, self.collate = blocks, batch_size, collate
         self.accumulate, self.num_workers, self.delivered = accumulate, num_workers, delivered
         self.counts: Counter[str] = Counter()
-        self._places: deque[Place] = deque([Place()], maxlen=8)
-        self._from = Place()
+        """What happened to this rank's rows of the epoch: read, repeated, dropped/<reason>, changed/<what>."""
+        self._yielded = 0
+        self._resume_at = 0
 
     @property
     def batch_sampler(self) -> EpochPath:
@@ -130,73 +192,62 @@ class StreamLoader:
 
     @property
     def order(self) -> str:
-        """What must be equal for a position to mean the same rows."""
-        rows = self.blocks.rows
-        parts = {"rows": rows, "seed": self.blocks.seed, "shuffle_buffer": self.blocks.size}
-        cut = {"batch": self.batch_size, "devices": self.share.world_size, "accumulate": self.accumulate}
-        return ", ".join(f"{k} {v}" for k, v in (parts | cut).items())
+        """What must be equal for a number of batches to mean the same rows."""
+        blocks = self.blocks
+        order = {"rows": blocks.rows, "seed": blocks.seed, "shuffle_buffer": blocks.size}
+        cut = {"batch": self.batch_size, "devices": blocks.share.world_size, "accumulate": self.accumulate}
+        return ", ".join(["order 2", *(f"{name} {value}" for name, value in (order | cut).items())])
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's order."""
+        """Choose the epoch's order; another epoch than that of a loaded state starts at its beginning."""
         if epoch != self.blocks.epoch:
             self.blocks.epoch = epoch
-            self._restart(Place())
-
-    def _restart(self, place: Place) -> None:
-        self._from = place
-        self._places = deque([place], maxlen=8)
+            self._yielded = self._resume_at = 0
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield this rank's share of the remaining batches."""
-        place, self._from = self._from, Place()
-        self._restart_counts(place)
-        size = self.batch_size * self.share.world_size
-        for (block, offset), rows in self._steps(place, size * self.accumulate):
-            for part in range(place.skip, self.accumulate):
-                done = part + 1 == self.accumulate
-                block_, offset_ = self._next if done else (block, offset)
-                place = Place(place.batches + 1, block_, offset_, 0 if done else part + 1)
-                self._places.append(place)
-                mine = rows[part * size : (part + 1) * size][self.share.rank :: self.share.world_size]
-                yield self.collate(mine)
-        rank_zero_info("train, epoch %d: %s", self.blocks.epoch, dict(sorted(self.counts.items())))
-
-    def _restart_counts(self, place: Place) -> None:
-        self._places = deque([place], maxlen=8)
+        """Yield this rank's remaining batches."""
+        self._yielded, self._resume_at = self._resume_at, 0
         self.counts = Counter()
-        self._next = (place.block, place.offset)
-
-    def _steps(self, place: Place, size: int) -> Iterator[tuple[tuple[int, int], list[Row]]]:
-        """Yield ((block, offset) of the first row, rows) of whole steps; `_next` is where the following one begins."""
-        buffer: list[tuple[int, int, Row]] = []
-        self.blocks.start = place.block
+        world_size = self.blocks.share.world_size
+        step = self.batch_size * world_size * self.accumulate
+        begin = self._yielded * self.batch_size * world_size
+        self.blocks.start = self.blocks.locate(begin)
         generator = torch.Generator().manual_seed(self.blocks.epoch)
-        loader = DataLoader(self.blocks, batch_size=None, num_workers=self.num_workers, generator=generator)
-        for number, rows, counts in loader:
-            self.counts.update(counts)
-            skip = place.offset if number == place.block else 0
-            buffer += [(number, i, row) for i, row in enumerate(rows) if i >= skip]
-            while len(buffer) >= size:
-                head, buffer = buffer[:size], buffer[size:]
-                self._next = buffer[0][:2] if buffer else (number, len(rows))
-                yield head[0][:2], [row for _, _, row in head]
+        options: dict[str, Any] = {"num_workers": self.num_workers, "generator": generator}
+        loader = DataLoader(self.blocks, batch_size=None, collate_fn=_unchanged, **options)
+        buffer: list[EncodedRow] = []
+        for block in loader:
+            self.counts.update(block["counts"])
+            buffer += [row for position, row in block["rows"] if position >= begin]
+            # A step is complete when the rows of all ranks were read, which the end of the block tells; to count only
+            # its own rows, a rank could begin a step that the others cannot.
+            while (self._yielded // self.accumulate + 1) * step <= block["end"]:
+                batch, buffer = buffer[: self.batch_size], buffer[self.batch_size :]
+                self._yielded += 1
+                yield self.collate(batch)
+        rank_zero_info("train, epoch %d, rank 0: %s", self.blocks.epoch, dict(sorted(self.counts.items())))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the last batch that was used; the same on all ranks."""
-        used = self.delivered() if self.delivered else self._places[-1].batches
-        place = next((p for p in self._places if p.batches == used), self._places[-1])
-        return {"epoch": self.blocks.epoch, "order": self.order, **vars(place)}
+        """Return the number of batches that were used; the same on all ranks."""
+        batches = self.delivered() if self.delivered else self._yielded
+        return {"epoch": self.blocks.epoch, "order": self.order, "batches": batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a position.
 
         Raises:
-            ValueError: rows, seed, batch size, devices, accumulation or block size are not those of the checkpoint.
+            ValueError: rows, seed, batch size, devices, accumulation or block size are not those of the checkpoint, or
+                an earlier version wrote it in the middle of an epoch.
         """
         if state["batches"] and state["order"] != self.order:
             raise ValueError(
-                f"data position of the checkpoint: made with {state['order']}, but this run has {self.order}; "
-                "accepted: the same. Or resume from a checkpoint without a data position."
+                f"the order of the streamed rows must be that of the checkpoint ({state['order']}), but this run has "
+                f"{self.order}. Restore these settings, or resume from a checkpoint without a data position."
             )
         self.blocks.epoch = state["epoch"]
-        self._restart(Place(state["batches"], state["block"], state["offset"], state["skip"]))
+        self._yielded = self._resume_at = state["batches"]
+
+
+def _unchanged(block: Any) -> Any:
+    """Stands for the default collation, which would turn numbers into tensors."""
+    return block

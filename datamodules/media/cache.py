@@ -1,7 +1,4 @@
-"""Latents and text embeddings, computed once: by content of image and caption, over all ranks, resumable.
-
-Legend: C, h, w channels and size of a latent; P images of a shard.
-"""
+"""Latents and text tensors, computed once: by content of file and caption, over all ranks, resumable."""
 
 from __future__ import annotations
 
@@ -11,49 +8,46 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from pl_prefopt.datamodules.image.geometry import Frame
-from pl_prefopt.datamodules.image.rows import ImagePairs
 from pl_prefopt.datamodules.loading.batches import Share
+from pl_prefopt.datamodules.media.collate import stack
+from pl_prefopt.datamodules.media.kind import MediaEncoder, View
 from pl_prefopt.datamodules.media.shards import ShardStore
+from pl_prefopt.utilities.digests import json_digest
+from pl_prefopt.utilities.dtypes import dtype_named
+from pl_prefopt.utilities.files import track, write_json
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-IMAGES_PER_SHARD = 256
+if TYPE_CHECKING:
+    from pl_prefopt.datamodules.media.rows import MediaPairs
+
+MEDIA_PER_SHARD = 256
 TEXTS_PER_SHARD = 64
 T = TypeVar("T")
 
 
-class Encoder(Protocol):
-    """The frozen side of a model."""
-
-    factor: int
-
-    def encode_text(self, captions: list[str]) -> Mapping[str, Tensor]: ...
-    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]: ...
-    def fingerprint(self) -> str: ...
-
-
 class Job(NamedTuple):
-    """One image in one frame."""
+    """One file under one view."""
 
     key: str
-    rows: ImagePairs
+    rows: MediaPairs
     index: int
     which: int
-    frame: Frame
+    view: View
 
 
-class ImageCache:
-    """Mean and standard deviation of latents per (image bytes, frame), and embeddings per caption.
+class MediaCache:
+    """Latents per (bytes of a file, view), and text tensors per caption.
+
+    Latents may have any number of dimensions and names; text tensors may be any, embeddings and masks among them.
 
     Args:
         folder: where the shards are.
-        settings: what the values depend on beside image and caption: encoders, geometry, dtype.
-        dtype: of stored latents, a key of `DTYPES`; they are read as float32.
+        settings: what the values depend on beside file and caption: encoders, transform, dtype.
+        dtype: of stored latents, "float32", "bfloat16" or "float16"; they are read as float32.
 
     Raises:
         ValueError: the folder holds a cache of other settings; the message names each part that differs.
@@ -61,33 +55,38 @@ class ImageCache:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], dtype: str = "float32") -> None:
         self.folder = folder
-        self.settings = json.loads(json.dumps({**settings, "dtype": dtype}))
-        self.dtype = DTYPES[dtype]
-        self._check()
+        self.settings: dict[str, Any] = json.loads(json.dumps({**settings, "dtype": dtype}))
+        self.dtype = dtype_named(dtype, "cache_dtype")
+        self._check_settings()
         self.latents = ShardStore(folder / "latents")
         self.texts = ShardStore(folder / "texts")
 
-    def pair(self, digests: tuple[str, str], frame: Frame) -> dict[str, Tensor]:
-        """Return `latents_mean` and `latents_std` (2, C, h, w) float32."""
-        found = [self.latents.read(_image_key(d, frame, k)) for k, d in enumerate(digests)]
-        return {f"latents_{n}": torch.stack([f[n].float() for f in found]) for n in ("mean", "std")}
+    def pair(self, digests: tuple[str, str], view: View) -> dict[str, Tensor]:
+        """Return `latents_<name>` (2, ...) float32 for each name that the encoder gave, for example `latents_mean`."""
+        first, second = (self.latents.read(_media_key(digest, view, k)) for k, digest in enumerate(digests))
+        return {f"latents_{name}": torch.stack([first[name].float(), second[name].float()]) for name in first}
 
     def text(self, caption: str) -> dict[str, Tensor]:
-        """Return the embeddings of a caption: `prompt_embeds` (L, D) and so on."""
+        """Return the text tensors of a caption: `prompt_embeds` (L, D) and so on."""
         return self.texts.read(_text_key(caption))
 
-    def fill_texts(self, captions: Iterable[str], encoder: Encoder, share: Share, batch: int, shown: bool) -> None:
+    def fill_texts(
+        self, captions: Iterable[str], encoder: MediaEncoder, share: Share, batch: int, *, progress: bool
+    ) -> None:
         """Encode the captions that are missing: this rank's share of the shards."""
-        names = {_text_key(c): c for c in captions}
-        parts = _cut(self.texts.missing(names), TEXTS_PER_SHARD)
-        for keys in _tracked(parts[share.rank :: share.world_size], "text embeddings", shown):
-            found = [encoder.encode_text([names[k] for k in some]) for some in _cut(keys, batch)]
-            self.texts.write(keys, {n: torch.cat([f[n] for f in found]).cpu() for n in found[0]})
+        by_key = {_text_key(caption): caption for caption in captions}
+        parts = _parts(self.texts.missing(by_key), TEXTS_PER_SHARD)
+        for keys in _share(parts, share, "text embeddings", progress=progress):
+            encoded = [encoder.encode_text([by_key[k] for k in some]) for some in _parts(keys, batch)]
+            masked = any(value.dtype == torch.bool for value in encoded[0].values())
+            # text encoders may pad to the longest caption of a call, so lengths differ from call to call
+            rows = {name: [row for part in encoded for row in part[name].cpu()] for name in encoded[0]}
+            self.texts.write(keys, {name: stack(name, values, masked=masked) for name, values in rows.items()})
 
     def fill_latents(
-        self, splits: Iterable[ImagePairs], encoder: Encoder, share: Share, batch: int, shown: bool
+        self, splits: Iterable[MediaPairs], encoder: MediaEncoder, share: Share, batch: int, *, progress: bool
     ) -> None:
-        """Encode the images that are missing, in every frame in which they can come: this rank's share.
+        """Encode the files that are missing, under every view that can come: this rank's share of the shards.
 
         Raises:
             ValueError: latents that are not finite.
@@ -95,13 +94,12 @@ class ImageCache:
         jobs = {job.key: job for rows in splits for job in _jobs(rows)}
         by_size: dict[Any, list[str]] = {}
         for key in self.latents.missing(jobs):
-            by_size.setdefault(jobs[key].frame.size, []).append(key)
-        cuts = [part for keys in by_size.values() for part in _cut(keys, IMAGES_PER_SHARD)]
+            by_size.setdefault(jobs[key].view.size, []).append(key)
+        parts = [part for keys in by_size.values() for part in _parts(keys, MEDIA_PER_SHARD)]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for keys in _tracked(cuts[share.rank :: share.world_size], "latents", shown):
-                found = [self._encoded([jobs[k] for k in some], encoder, pool.map) for some in _cut(keys, batch)]
-                mean, std = (torch.cat(values) for values in zip(*found, strict=True))
-                self.latents.write(keys, {"mean": mean, "std": std})
+            for keys in _share(parts, share, "latents", progress=progress):
+                encoded = [self._encoded([jobs[k] for k in some], encoder, pool.map) for some in _parts(keys, batch)]
+                self.latents.write(keys, {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]})
 
     def refresh(self) -> None:
         """Read what other ranks have written."""
@@ -109,69 +107,68 @@ class ImageCache:
         self.texts.refresh()
 
     def _encoded(
-        self, jobs: list[Job], encoder: Encoder, over: Callable[..., Iterable[Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        pixels = torch.stack(list(over(_pixels, jobs)))
-        mean, std = (v.to("cpu", self.dtype) for v in encoder.encode(pixels))
-        bad = ~(torch.isfinite(mean).flatten(1).all(1) & torch.isfinite(std).flatten(1).all(1))
-        if bool(bad.any()):
-            job = jobs[int(bad.nonzero()[0])]
-            raise ValueError(
-                f"{job.rows.where(job.index)}: the latents of an image are not finite in {mean.dtype}. Run the VAE in "
-                "float32 (several overflow in half precision) and store with cache_dtype: float32 or bfloat16."
-            )
-        return mean, std
+        self, jobs: Sequence[Job], encoder: MediaEncoder, concurrently: Callable[..., Iterable[Tensor]]
+    ) -> dict[str, Tensor]:
+        tensors = torch.stack(list(concurrently(_tensor, jobs)))
+        latents = {name: value.to("cpu", self.dtype) for name, value in encoder.encode_media(tensors).items()}
+        for value in latents.values():
+            finite = torch.isfinite(value).flatten(1).all(1)
+            if not bool(finite.all()):
+                job = jobs[int((~finite).nonzero()[0])]
+                raise ValueError(
+                    f"{job.rows.where(job.index)}: latents must be finite, got some that are not finite in "
+                    f"{value.dtype}. Run the VAE in float32 (several overflow in half precision) and store with "
+                    "cache_dtype: float32 or bfloat16."
+                )
+        return latents
 
-    def _check(self) -> None:
+    def _check_settings(self) -> None:
         path = self.folder / "key.json"
         if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".key.{os.getpid()}")
-            part.write_text(json.dumps(self.settings, indent=2))
-            os.replace(part, path)
+            write_json(path, self.settings, indent=2)
             return
-        found = json.loads(path.read_text())
-        wrong = [k for k in self.settings.keys() | found.keys() if found.get(k) != self.settings.get(k)]
-        if wrong:
-            told = "; ".join(f"{k}: cached {found.get(k)!r}, now {self.settings.get(k)!r}" for k in sorted(wrong))
+        stored: dict[str, Any] = json.loads(path.read_text())
+        names = sorted(stored.keys() | self.settings.keys())
+        differing = [name for name in names if stored.get(name) != self.settings.get(name)]
+        if differing:
+            details = "; ".join(
+                f"{name}: cached {stored.get(name)!r}, now {self.settings.get(name)!r}" for name in differing
+            )
             raise ValueError(
-                f"cache_dir: {self.folder} holds latents of another {' and '.join(sorted(wrong))} ({told}). Delete the "
-                "folder, name another one, or leave cache_dir out: then each setting gets a folder of its own."
+                f"cache_dir must hold latents of these settings, got {self.folder} with another "
+                f"{' and '.join(differing)} ({details}). Delete the folder, name another one, or leave cache_dir out: "
+                "then each setting gets a folder of its own."
             )
 
 
 def settings_key(settings: Mapping[str, Any]) -> str:
     """Return the name of the folder of these settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
+    return json_digest(settings)[:24]
 
 
-def _jobs(rows: ImagePairs) -> Iterator[Job]:
+def _jobs(rows: MediaPairs) -> Iterator[Job]:
     for index in range(len(rows)):
         digests = rows.digests(index)
-        for frame in rows.geometry.variants(rows.sizes(index), index):
-            yield from (Job(_image_key(d, frame, k), rows, index, k, frame) for k, d in enumerate(digests))
+        for view in rows.transform.variants(rows.sizes(index), index):
+            yield from (Job(_media_key(d, view, k), rows, index, k, view) for k, d in enumerate(digests))
 
 
-def _pixels(job: Job) -> Tensor:
-    return job.rows.pixels(job.index, job.frame, [job.which])[0]
+def _tensor(job: Job) -> Tensor:
+    return job.rows.tensors(job.index, job.view, [job.which])[0]
 
 
-def _image_key(digest: str, frame: Frame, which: int) -> str:
-    return hashlib.sha256(f"{digest} {frame.key(which)}".encode()).hexdigest()[:24]
+def _media_key(digest: str, view: View, which: int) -> str:
+    return hashlib.sha256(f"{digest} {view.key(which)}".encode()).hexdigest()[:24]
 
 
 def _text_key(caption: str) -> str:
     return hashlib.sha256(caption.encode()).hexdigest()[:24]
 
 
-def _cut(values: Sequence[T], size: int) -> list[Sequence[T]]:
+def _parts(values: Sequence[T], size: int) -> list[Sequence[T]]:
     return [values[at : at + size] for at in range(0, len(values), size)]
 
 
-def _tracked(parts: Sequence[Sequence[str]], title: str, shown: bool) -> Iterator[Sequence[str]]:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=sum(map(len, parts)), desc=title, disable=not (shown and parts), leave=False) as bar:
-        for part in parts:
-            yield part
-            bar.update(len(part))
+def _share(parts: list[Sequence[str]], share: Share, title: str, *, progress: bool) -> Iterator[Sequence[str]]:
+    """This rank's parts, with a progress bar."""
+    return track(parts[share.rank :: share.world_size], title, unit="item", size=len, hidden=not progress)

@@ -1,40 +1,36 @@
-"""Layouts of image preferences, turned into one: a caption, pictures, and which of them is better than which."""
+"""Layouts of preferences between media files, turned into one: a caption, files, and which is better than which."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from pl_prefopt.datamodules.files.arrow import ArrowSource
-from pl_prefopt.datamodules.files.checks import BadRow, inside, nearest, number, resolved, shown
-from pl_prefopt.datamodules.files.open import JoinedSource, open_source
+from pl_prefopt.datamodules.files.columns import Numbers, parsed, read_numbers, renamed
+from pl_prefopt.datamodules.files.open import open_source
 from pl_prefopt.datamodules.files.readers import Row, Source
-from pl_prefopt.datamodules.text.formats import DROP, PAIR_NUMBERS, parsed, renamed
+from pl_prefopt.datamodules.media.kind import MediaKind
+from pl_prefopt.utilities.digests import json_digest
+from pl_prefopt.utilities.rows import DROP_HINT, BadRow, abbreviate, inside, missing_column, number, resolved
 
-COLUMNS = (
-    *("caption", "chosen", "rejected", "image_0", "image_1", "label_0", "images", "ranks", "scores"),
-    *PAIR_NUMBERS,
-)
-ALIASES = {
-    "caption": ("prompt", "text"),
-    "image_0": ("jpg_0",),
-    "image_1": ("jpg_1",),
-    "images": ("image_path", "file_path"),
-    "ranks": ("rank",),
-    "scores": ("human_preference",),
-}
 TIE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """The bytes of an encoded image, or the file that holds them; `field` is the column it came from."""
+class MediaFile:
+    """The encoded bytes of an image, a sound, ..., or the file that holds them.
+
+    Args:
+        field: the column it came from.
+        item: what it is, for messages.
+        path: the file.
+        data: the bytes, where the cell held them.
+    """
 
     field: str
+    item: str
     path: Path | None = None
     data: bytes | None = None
 
@@ -51,16 +47,13 @@ class Picture:
             return self.path.read_bytes()
         except OSError as error:
             found = f"no readable file {self.path.name!r} ({error.strerror})"
-            hint = "Paths are looked up from the data file's folder, or from image_folder."
-            raise BadRow("missing_image", self.field, found, "an existing image file", hint) from None
-
-
-Find = Callable[[Any, str], Picture]
+            hint = f"Paths begin at the data file's folder, or at {self.item}_folder."
+            raise BadRow(f"missing_{self.item}", self.field, found, f"an existing file ({self.item})", hint) from None
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Picture `first` against picture `second`: `first` is better with probability `label`, 1 or (a tie) .5."""
+    """File `first` against file `second`: `first` is better with probability `label`, 1 or (a tie) .5."""
 
     first: int
     second: int
@@ -69,41 +62,52 @@ class Preference:
 
 @dataclass(slots=True)
 class Record:
-    """One row of a file."""
+    """One row of a data file."""
 
     caption: str
-    pictures: list[Picture]
+    files: list[MediaFile]
     preferences: list[Preference]
-    numbers: dict[str, float] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=dict)
+
+    def numbers_of(self, preference: Preference) -> Numbers:
+        """Return the data columns of one pair: numbers of the row, and [first, second] of those per file."""
+        pair = (preference.first, preference.second)
+        return {k: [v[i] for i in pair] if isinstance(v, list) else v for k, v in self.numbers.items()}
 
 
-class ImageSource:
-    """Rows of image preferences in any accepted layout.
+FindFile = Callable[[object, str], MediaFile]
+"""(cell, column) -> the file that the cell names."""
 
-    Accepted: `caption` + `chosen` + `rejected`; `caption` + `image_0` (`jpg_0`) + `image_1` (`jpg_1`) + `label_0` in
-    {0, .5, 1}, as Pick-a-Pic v2; `prompt` + `image_path` + `rank` (lower is better) or `human_preference` (higher is
-    better), as HPDv2: every pair of the list, better one first. Images are paths or bytes.
+
+class MediaSource:
+    """Rows of preferences between media files, in any accepted layout.
+
+    Accepted, for images: `caption` + `chosen` + `rejected`; `caption` + `image_0` + `image_1` + `label_0` in
+    {0, .5, 1}, as Pick-a-Pic v2; `caption` + `images` + `ranks` (lower is better) or `scores` (higher is better), as
+    HPDv2: every pair of the list, better one first. Files are paths or bytes.
 
     Args:
-        spec: file, folder, hub name or a list of these, as `open_source` takes them.
-        argument: name of the argument for messages, for example "train".
+        source: raw rows.
+        kind: what the files are.
         columns: our column name -> the file's.
-        image_folder: where relative paths begin; None means the folder of the data file.
+        folder: where relative paths begin; None means the folder of the data file.
         above: how many folders paths may climb from there; 0 keeps them inside.
     """
 
     def __init__(
         self,
-        spec: str | list[str],
-        argument: str = "train",
-        columns: dict[str, str] | None = None,
-        image_folder: str | None = None,
+        source: Source,
+        kind: MediaKind[Any],
+        columns: Mapping[str, str] | None = None,
+        folder: str | None = None,
         above: int = 0,
     ) -> None:
-        self.source = _undecoded(open_source(spec, argument))
-        self.columns = columns or {}
-        self.image_folder = image_folder
-        self.above = above
+        self.source, self.kind, self.columns, self.folder, self.above = source, kind, columns or {}, folder, above
+
+    @classmethod
+    def open(cls, spec: str | list[str], kind: MediaKind[Any], argument: str = "train", **options: Any) -> MediaSource:
+        """Open a file, folder, hub name or a list of these, as `open_source` takes them."""
+        return cls(open_source(spec, argument), kind, **options)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -111,7 +115,11 @@ class ImageSource:
     def __getitem__(self, index: int) -> Record:
         root = self.root(index)
         boundary = resolved(root).parents[self.above - 1] if self.above else root
-        return parse_record(self.source[index], lambda value, name: picture(value, name, root, boundary), self.columns)
+
+        def find(cell: object, column: str) -> MediaFile:
+            return media_file(cell, column, self.kind.item, root, boundary)
+
+        return parse_record(self.source[index], self.kind, find, self.columns)
 
     def where(self, index: int) -> str:
         """Return file and row."""
@@ -119,114 +127,112 @@ class ImageSource:
 
     def root(self, index: int) -> Path:
         """Return the folder from which the paths of row `index` are looked up."""
-        if self.image_folder is not None:
-            return Path(self.image_folder).expanduser()
-        part = self.source.locate(index)[0] if isinstance(self.source, JoinedSource) else self.source
-        place = Path(part.name).expanduser()
-        return place if place.is_dir() else place.parent
-
-    @property
-    def ends(self) -> list[int]:
-        """Number of rows up to and with each of the joined files."""
-        return self.source.ends if isinstance(self.source, JoinedSource) else [len(self.source)]
+        if self.folder is not None:
+            return Path(self.folder).expanduser()
+        file = Path(self.source.locate(index)[0].name).expanduser()
+        return file if file.is_dir() else file.parent
 
     def stamp(self) -> str:
         """Return a key that changes with the data files and the columns, without reading large files."""
-        parts = self.source.parts if isinstance(self.source, JoinedSource) else [self.source]
-        marks = [*map(_mark, parts), sorted(self.columns.items()), self.image_folder]
-        return hashlib.sha256(repr(marks).encode()).hexdigest()
+        return json_digest([[_stamp(p) for p in self.source.parts], sorted(self.columns.items()), self.folder])
 
 
-def parse_record(raw: Row, find: Find, columns: dict[str, str] | None = None) -> Record:
-    """Read one raw row; images stay unread. `find` turns a cell and the name of its column into a picture.
-
-    Raises:
-        BadRow: a column is missing or holds what cannot be used.
-    """
-    row = _with_aliases(renamed(raw, columns or {}))
-    read = next((reader for key, reader in LAYOUTS if row.get(key) is not None), None)
-    if read is None:
-        raise _missing("chosen", row, "Name your columns with columns: {image_0: ..., image_1: ..., label_0: ...}.")
-    caption = _caption(row)
-    pictures, preferences = read(row, find)
-    given = {k: parsed(row[k]) for k in PAIR_NUMBERS if row.get(k) is not None}
-    numbers = {k: number(k, v, low=PAIR_NUMBERS[k][0], high=PAIR_NUMBERS[k][1]) for k, v in given.items()}
-    return Record(caption, pictures, preferences, numbers)
+def _stamp(source: Source) -> str:
+    """Path, size and time of a file; the key of any other source."""
+    path = Path(source.name)
+    if not path.is_file():
+        return source.digest()
+    stat = path.stat()
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def _caption(row: Row) -> str:
-    caption = row.get("caption")
-    if caption is None:
-        raise _missing("caption", row, "Name it with columns: {caption: ...}.", reason="missing_caption")
-    if not isinstance(caption, str) or not caption.strip():
-        raise BadRow("missing_caption", "caption", shown(caption), "text with at least one visible character", DROP)
-    return caption
-
-
-def _read_chosen(row: Row, find: Find) -> tuple[list[Picture], list[Preference]]:
-    if row.get("rejected") is None:
-        raise _missing("rejected", row)
-    pictures = [find(row[k], k) for k in ("chosen", "rejected")]
-    return _distinct(pictures), [Preference(0, 1, 1.0)]
-
-
-def _read_labelled(row: Row, find: Find) -> tuple[list[Picture], list[Preference]]:
-    for name in ("image_1", "label_0"):
-        if row.get(name) is None:
-            raise _missing(name, row)
-    label = parsed(row["label_0"])
-    if isinstance(label, bool) or label not in (0, TIE, 1):
-        hint = "1 means that image 0 is better, 0.5 a tie. " + DROP
-        raise BadRow("bad_label", "label_0", shown(row["label_0"]), "0, 0.5 or 1", hint)
-    if row.get("label_1") is not None and parsed(row["label_1"]) != 1 - label:
-        raise BadRow("bad_label", "label_1", shown(row["label_1"]), f"{1 - label}, as label_0 is {label}", DROP)
-    pictures = _distinct([find(row[k], k) for k in ("image_0", "image_1")])
-    return pictures, [Preference(1, 0, 1.0) if label == 0 else Preference(0, 1, float(label))]
-
-
-def _read_ranked(row: Row, find: Find) -> tuple[list[Picture], list[Preference]]:
-    found = parsed(row["images"])
-    if not isinstance(found, list) or len(found) < 2:
-        raise BadRow("bad_type", "images", shown(found), "a list of at least two images")
-    key = "ranks" if row.get("ranks") is not None else "scores"
-    if row.get(key) is None:
-        raise _missing("ranks", row, "Name it with columns: {ranks: ...} (lower is better) or {scores: ...}.")
-    values = parsed(row[key])
-    if not isinstance(values, list) or len(values) != len(found):
-        raise BadRow("bad_length", key, shown(values), f"a list of {len(found)} numbers, one per image")
-    sign = -1.0 if key == "ranks" else 1.0
-    merits = [sign * number(f"{key}[{i}]", v) for i, v in enumerate(values)]
-    pictures = _distinct([find(v, f"images[{i}]") for i, v in enumerate(found)])
-    return pictures, [_preference(i, j, merits) for i, j in combinations(range(len(found)), 2)]
-
-
-LAYOUTS: tuple[tuple[str, Callable[[Row, Find], tuple[list[Picture], list[Preference]]]], ...] = (
-    ("images", _read_ranked),
-    ("chosen", _read_chosen),
-    ("image_0", _read_labelled),
-)
-
-
-def picture(value: Any, name: str, root: Path, boundary: Path | None = None) -> Picture:
-    """Return the image of a cell: bytes, {"bytes", "path"} or a path from `root`.
+def media_file(cell: object, column: str, item: str, root: Path, boundary: Path | None = None) -> MediaFile:
+    """Return the file of a cell: bytes, {"bytes", "path"} or a path from `root`.
 
     Raises:
         BadRow: it is none of these, empty, or a path that leads out of `boundary` (None: out of `root`).
     """
-    if isinstance(value, dict) and ("bytes" in value or "path" in value):
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        if not value:
-            raise BadRow("empty_image", name, "0 bytes", "the bytes of an image file", DROP)
-        return Picture(name, data=bytes(value))
-    if not isinstance(value, str) or not value:
-        raise BadRow("bad_type", name, shown(value), "bytes of an image file, or its path", DROP)
+    if isinstance(cell, dict) and ("bytes" in cell or "path" in cell):
+        cell = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+    if isinstance(cell, (bytes, bytearray, memoryview)):
+        if not cell:
+            raise BadRow(f"empty_{item}", column, "0 bytes", f"the bytes of a file ({item})", DROP_HINT)
+        return MediaFile(column, item, data=bytes(cell))
+    if not isinstance(cell, str) or not cell:
+        raise BadRow("bad_type", column, abbreviate(cell), f"the bytes of a file ({item}), or its path", DROP_HINT)
     outer = resolved(boundary or root)
     try:
-        return Picture(name, path=inside(outer, str(resolved(root).relative_to(outer) / value)))
+        return MediaFile(column, item, path=inside(outer, str(resolved(root).relative_to(outer) / cell)))
     except BadRow as error:
-        hint = "Set image_folder if they lie elsewhere."
-        raise BadRow(error.reason, name, repr(value), error.accepted, hint) from None
+        hint = f"Set {item}_folder if the files lie elsewhere."
+        raise BadRow(error.reason, column, repr(cell), error.accepted, hint) from None
+
+
+def parse_record(raw: Row, kind: MediaKind[Any], find: FindFile, columns: Mapping[str, str] | None = None) -> Record:
+    """Read one raw row; files stay unread.
+
+    Raises:
+        BadRow: a column is missing or holds what cannot be used.
+    """
+    row = renamed(raw, columns or {})
+    for ours, theirs in kind.aliases.items():
+        value = next((row[name] for name in (ours, *theirs) if row.get(name) is not None), None)
+        if value is not None:
+            row[ours] = value
+    present = [name for name, value in row.items() if value is not None]
+    layouts = {kind.several: _read_ranked, "chosen": _read_chosen, kind.pair[0]: _read_labelled}
+    read = next((reader for column, reader in layouts.items() if row.get(column) is not None), None)
+    if read is None:
+        hint = f"Name your columns with columns: {{{kind.pair[0]}: ..., {kind.pair[1]}: ..., label_0: ...}}."
+        raise missing_column("chosen", present, hint)
+    caption = row.get("caption")
+    if caption is None:
+        raise missing_column("caption", present, "Name it with columns: {caption: ...}.", reason="missing_caption")
+    if not isinstance(caption, str) or not caption.strip():
+        accepted = "text with at least one visible character"
+        raise BadRow("missing_caption", "caption", abbreviate(caption), accepted, DROP_HINT)
+    files, preferences = read({name: row[name] for name in present}, kind, find)
+    # in a list, `ranks` says which file is better; elsewhere it is a data column
+    numbers = read_numbers(row, len(files), kind.item, skip=("ranks",) if read is _read_ranked else ())
+    return Record(caption, _distinct(files, kind.item), preferences, numbers)
+
+
+def _read_chosen(row: Row, kind: MediaKind[Any], find: FindFile) -> tuple[list[MediaFile], list[Preference]]:
+    if "rejected" not in row:
+        raise missing_column("rejected", row)
+    return [find(row[name], name) for name in ("chosen", "rejected")], [Preference(0, 1, 1.0)]
+
+
+def _read_labelled(row: Row, kind: MediaKind[Any], find: FindFile) -> tuple[list[MediaFile], list[Preference]]:
+    for name in (kind.pair[1], "label_0"):
+        if name not in row:
+            raise missing_column(name, row)
+    label = parsed(row["label_0"])
+    if isinstance(label, bool) or label not in (0, TIE, 1):
+        hint = f"1 means that {kind.item} 0 is better, 0.5 a tie. " + DROP_HINT
+        raise BadRow("bad_label", "label_0", abbreviate(row["label_0"]), "0, 0.5 or 1", hint)
+    if "label_1" in row and parsed(row["label_1"]) != 1 - label:
+        accepted = f"{1 - label}, as label_0 is {label}"
+        raise BadRow("bad_label", "label_1", abbreviate(row["label_1"]), accepted, DROP_HINT)
+    files = [find(row[name], name) for name in kind.pair]
+    return files, [Preference(1, 0, 1.0) if label == 0 else Preference(0, 1, float(label))]
+
+
+def _read_ranked(row: Row, kind: MediaKind[Any], find: FindFile) -> tuple[list[MediaFile], list[Preference]]:
+    cells = parsed(row[kind.several])
+    if not isinstance(cells, list) or len(cells) < 2:
+        raise BadRow("bad_type", kind.several, abbreviate(cells), f"a list of at least two {kind.several}")
+    key = "ranks" if "ranks" in row else "scores"
+    if key not in row:
+        hint = "Name it with columns: {ranks: ...} (lower is better) or {scores: ...}."
+        raise missing_column("ranks", row, hint)
+    values = parsed(row[key])
+    if not isinstance(values, list) or len(values) != len(cells):
+        raise BadRow("bad_length", key, abbreviate(values), f"a list of {len(cells)} numbers, one per {kind.item}")
+    sign = -1.0 if key == "ranks" else 1.0
+    merits = [sign * number(f"{key}[{i}]", value) for i, value in enumerate(values)]
+    files = [find(cell, f"{kind.several}[{i}]") for i, cell in enumerate(cells)]
+    return files, [_preference(i, j, merits) for i, j in combinations(range(len(cells)), 2)]
 
 
 def _preference(i: int, j: int, merits: list[float]) -> Preference:
@@ -235,41 +241,12 @@ def _preference(i: int, j: int, merits: list[float]) -> Preference:
     return Preference(i, j, 1.0) if merits[i] > merits[j] else Preference(j, i, 1.0)
 
 
-def _distinct(pictures: list[Picture]) -> list[Picture]:
-    """Refuse the same file twice in one row; the same bytes in two files are found when they are read."""
-    paths = [p.path for p in pictures if p.path is not None]
-    twice = next((p for p in pictures if p.path is not None and paths.count(p.path) > 1), None)
-    if twice is not None:
-        assert twice.path is not None
-        raise BadRow("identical", twice.field, f"{twice.path.name!r} twice", "two different images", DROP)
-    return pictures
-
-
-def _with_aliases(row: Row) -> Row:
-    found = {
-        ours: next((row[n] for n in (ours, *names) if row.get(n) is not None), None) for ours, names in ALIASES.items()
-    }
-    return row | {k: v for k, v in found.items() if v is not None}
-
-
-def _missing(name: str, row: Row, hint: str = "", reason: str = "missing_column") -> BadRow:
-    known = [k for k, v in row.items() if v is not None]
-    return BadRow(
-        reason, name, f"only {', '.join(map(repr, known)) or 'nothing'}", "a column of that name",
-        hint or nearest(name, known),
-    )  # fmt: skip
-
-
-def _undecoded(source: Source) -> Source:
-    if isinstance(source, JoinedSource):
-        return JoinedSource([_undecoded(p) for p in source.parts])
-    return source.undecoded() if isinstance(source, ArrowSource) else source
-
-
-def _mark(source: Source) -> str:
-    """Path, size and time of a file; the key of any other source."""
-    path = Path(source.name)
-    if not path.is_file():
-        return source.digest()
-    stat = path.stat()
-    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+def _distinct(files: list[MediaFile], item: str) -> list[MediaFile]:
+    """Refuse the same path twice in one row; the same bytes in two files are noticed when they are read."""
+    paths: set[Path] = set()
+    for file in files:
+        if file.path is not None and file.path in paths:
+            found = f"{file.path.name!r} twice"
+            raise BadRow("identical", file.field, found, f"another {item} than the others of the row", DROP_HINT)
+        paths |= {file.path} if file.path is not None else set()
+    return files

@@ -1,164 +1,156 @@
-"""Labels of image pairs by a judge instead of people: AI feedback, computed once, offline."""
+"""Labels of pairs by a judge instead of people: AI feedback, computed once, offline."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pl_prefopt.datamodules.files.checks import BadRow, one_of, positive
-from pl_prefopt.datamodules.image.decode import conversions, decode
-from pl_prefopt.datamodules.media.records import TIE, ImageSource, Record
+from pl_prefopt.datamodules.media.records import TIE, MediaSource, Preference, Record
 from pl_prefopt.datamodules.media.scan import digest_of, refuse_same
-from pl_prefopt.datamodules.media.write import WRITERS
+from pl_prefopt.datamodules.media.write import WRITERS, EncodedFile
 from pl_prefopt.judges.base import Judge, judged
+from pl_prefopt.utilities.checks import choice, integer
+from pl_prefopt.utilities.files import track
+from pl_prefopt.utilities.rows import BadRow
 
 
 @dataclass(slots=True)
-class _Row:
+class _OpenRow:
+    """A row whose files were read and decoded."""
+
     record: Record
-    data: list[bytes]
-    images: list[Tensor]
+    files: list[EncodedFile]
+    samples: list[Tensor]
     keys: list[tuple[str, str]]
+    """(caption, content key) of each file: what a judge's score depends on."""
 
 
-def relabel_images(
-    data: str | list[str],
-    judge: Judge,
-    out: str | Path,
-    *,
-    margin: float = 0.0,
-    ties: str = "drop",
-    batch_size: int = 16,
-    columns: dict[str, str] | None = None,
-    image_folder: str | None = None,
-    convert: bool | list[str] = False,
-    on_bad_row: str = "error",
-    limit: int | None = None,
-    overwrite: bool = False,
-) -> dict[str, int]:
-    """Write the pairs of `data` with the labels of a judge (2311.12908, section on AI feedback).
-
-    The image with the higher score wins; scores are of the original pixels, before any scaling or cropping, and each
-    (caption, image) is judged once. Labels of the file are ignored, but counted where they agree. A row of the result:
-    `caption`, `image_0`, `image_1`, `label_0`, `score_0`, `score_1`, and the numbers of the file except
-    `preference_prob`.
+@dataclass
+class Relabeller:
+    """Writes pairs with the labels of a judge; counts what happened.
 
     Args:
-        data: what `ImagePreferenceDataModule(train=...)` takes.
-        judge: scores pictures (3, H, W) in [0, 1], each of its own size; higher is better.
-        out: ends in .jsonl (images are named from its folder, copied to `images/` if they lie elsewhere) or .parquet
-            (bytes inside).
+        source: the rows.
+        judge: scores samples; higher is better.
+        sample: turns a decoded file into what the judge takes.
         margin: >= 0, in units of the score; pairs whose scores differ by no more are ties.
         ties: "drop" leaves them out, "half" writes label .5; both count them.
-        batch_size: pictures that are judged together.
-        columns: our column name -> the file's.
-        image_folder: where relative image paths begin.
-        convert: kinds of images that are converted instead of refused.
+        batch_size: samples that are judged together.
         on_bad_row: "error" or "drop".
         limit: use only the first rows.
-        overwrite: replace `out` if it is there.
-
-    Returns:
-        Counts: read, pairs (written), ties, agree and disagree (with labels of the file that are no ties), judged
-        (pictures), dropped/<reason>.
 
     Raises:
-        ValueError: an argument is out of range, a row cannot be used, or no pair is left.
+        ValueError: an argument is out of range.
     """
-    path = _checked(Path(out), margin, ties, overwrite)
-    positive("batch_size", batch_size)
-    one_of("on_bad_row", on_bad_row, ("error", "drop"))
-    source = ImageSource(data, "data", columns, image_folder)
-    counts: Counter[str] = Counter(read=min(len(source), limit or len(source)))
-    scores: dict[tuple[str, str], float] = {}
-    with WRITERS[path.suffix](path) as writer:
-        rows = _opened(source, counts, conversions(convert), on_bad_row)
-        for group in _groups(rows, batch_size):
-            _judge(group, judge, batch_size, scores)
-            for row in group:
-                for line, images in _pairs(row, scores, margin, ties, counts):
-                    writer.add(line, images)
-        if not counts["pairs"]:
-            raise ValueError(
-                f"margin: no pair is left at {margin}; counted: {dict(counts)}. Lower it, or set ties: half."
-            )
-    return {**counts, "judged": len(scores)}
 
+    source: MediaSource
+    judge: Judge
+    sample: Callable[[Any], Tensor]
+    margin: float = 0.0
+    ties: str = "drop"
+    batch_size: int = 16
+    on_bad_row: str = "error"
+    limit: int | None = None
 
-def _checked(path: Path, margin: float, ties: str, overwrite: bool) -> Path:
-    one_of("ties", ties, ("drop", "half"))
-    if not margin >= 0:
-        raise ValueError(f"margin: found {margin}; accepted: a number >= 0, in units of the judge's score.")
-    if path.suffix not in WRITERS:
-        raise ValueError(f"out: found the ending {path.suffix!r}; accepted: {', '.join(WRITERS)}.")
-    if path.exists() and not overwrite:
-        raise ValueError(f"out: {path} is there already; accepted: another name, or overwrite=True.")
-    return path
+    def __post_init__(self) -> None:
+        choice("ties", self.ties, ("drop", "half"))
+        choice("on_bad_row", self.on_bad_row, ("error", "drop"))
+        integer("batch_size", self.batch_size)
+        integer("limit", self.limit, optional=True)
+        if not self.margin >= 0:
+            raise ValueError(f"margin must be a number >= 0, in units of the judge's score, got {self.margin}")
+        self.counts: Counter[str] = Counter(read=min(len(self.source), self.limit or len(self.source)))
+        self.scores: dict[tuple[str, str], float] = {}
 
+    def write(self, path: Path, *, overwrite: bool = False) -> dict[str, int]:
+        """Write the pairs with the judge's labels.
 
-def _opened(source: ImageSource, counts: Counter[str], convert: frozenset[str], on_bad_row: str) -> Iterator[_Row]:
-    from tqdm.auto import trange
+        A row: `caption`, the two files, `label_0`, `score_0`, `score_1`, and the data columns of the row except
+        `preference_prob`.
 
-    for at in trange(counts["read"], desc="judging", unit="row", leave=False):
-        try:
-            yield _open(source, at, convert)
-        except BadRow as error:
-            if on_bad_row == "error":
-                raise error.at(source.where(at)) from None
-            counts[f"dropped/{error.reason}"] += 1
+        Args:
+            path: ends in .jsonl (files are named from its folder, copied if they lie elsewhere) or .parquet (bytes
+                inside).
+            overwrite: replace an existing file.
 
+        Returns:
+            Counts: read, pairs (written), ties, agree and disagree (with labels of the file that are no ties), judged
+            (samples), dropped/<reason>.
 
-def _open(source: ImageSource, at: int, convert: frozenset[str]) -> _Row:
-    record = source[at]
-    data = [p.read() for p in record.pictures]
-    digests = [digest_of(d) for d in data]
-    refuse_same(digests, record)
-    found = [decode(d, p.field, convert)[0] for d, p in zip(data, record.pictures, strict=True)]
-    images = [torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8).view(i.height, i.width, 3) for i in found]
-    return _Row(record, data, images, [(record.caption, d) for d in digests])
+        Raises:
+            ValueError: another ending, an existing file, a row that cannot be used, or no pair is left.
+        """
+        choice("the ending of out", path.suffix, WRITERS)
+        if path.exists() and not overwrite:
+            raise ValueError(f"out must be a new file, or overwrite must be True, got {path}, which exists")
+        with WRITERS[path.suffix](path) as writer:
+            for group in self._groups():
+                self._judge(group)
+                for row in group:
+                    for preference in row.record.preferences:
+                        line = self._labelled(row, preference)
+                        if line is not None:
+                            writer.add(*line)
+            if not self.counts["pairs"]:
+                raise ValueError(
+                    f"margin must leave at least one pair, got none at {self.margin}; counted: {dict(self.counts)}. "
+                    "Lower it, or set ties: half."
+                )
+        return {**self.counts, "judged": len(self.scores)}
 
-
-def _groups(rows: Iterator[_Row], size: int) -> Iterator[list[_Row]]:
-    """Rows with together at least `size` pictures."""
-    group: list[_Row] = []
-    for row in rows:
-        group.append(row)
-        if sum(len(r.images) for r in group) >= size:
+    def _groups(self) -> Iterator[list[_OpenRow]]:
+        """Yield rows with together at least `batch_size` samples."""
+        group: list[_OpenRow] = []
+        for at in track(range(self.counts["read"]), "judging"):
+            try:
+                group.append(self._open(at))
+            except BadRow as error:
+                if self.on_bad_row == "error":
+                    raise error.at(self.source.where(at)) from None
+                self.counts[f"dropped/{error.reason}"] += 1
+            if sum(len(row.samples) for row in group) >= self.batch_size:
+                yield group
+                group = []
+        if group:
             yield group
-            group = []
-    if group:
-        yield group
 
+    def _open(self, at: int) -> _OpenRow:
+        record = self.source[at]
+        data = [file.read() for file in record.files]
+        digests = [digest_of(d) for d in data]
+        refuse_same(digests, record)
+        decoded = [self.source.kind.decode(d, file.field) for d, file in zip(data, record.files, strict=True)]
+        files = [EncodedFile(f, d, c.suffix) for f, d, c in zip(record.files, data, decoded, strict=True)]
+        keys = [(record.caption, digest) for digest in digests]
+        return _OpenRow(record, files, [self.sample(c.media) for c in decoded], keys)
 
-def _judge(group: list[_Row], judge: Judge, size: int, scores: dict[tuple[str, str], float]) -> None:
-    todo = {k: image for row in group for k, image in zip(row.keys, row.images, strict=True) if k not in scores}
-    keys = list(todo)
-    for start in range(0, len(keys), size):
-        some = keys[start : start + size]
-        samples = [todo[k].permute(2, 0, 1).float() / 255 for k in some]
-        scores |= zip(some, judged(judge, [caption for caption, _ in some], samples).tolist(), strict=True)
+    def _judge(self, group: list[_OpenRow]) -> None:
+        """Score what has not been scored yet, each (caption, file) once."""
+        samples = {key: s for row in group for key, s in zip(row.keys, row.samples, strict=True)}
+        missing = [key for key in samples if key not in self.scores]
+        for start in range(0, len(missing), self.batch_size):
+            keys = missing[start : start + self.batch_size]
+            scores = judged(self.judge, [caption for caption, _ in keys], [samples[key] for key in keys])
+            self.scores |= zip(keys, scores.tolist(), strict=True)
 
-
-def _pairs(
-    row: _Row, scores: dict[tuple[str, str], float], margin: float, ties: str, counts: Counter[str]
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    numbers = {k: v for k, v in row.record.numbers.items() if k != "preference_prob"}
-    for p in row.record.preferences:
-        i, j = sorted((p.first, p.second))
-        gap = scores[row.keys[i]] - scores[row.keys[j]]
-        label = TIE if abs(gap) <= margin else float(gap > 0)
-        counts["ties"] += label == TIE
-        if label == TIE and ties == "drop":
-            continue
-        if TIE not in (label, p.label):
-            counts["agree" if label == float(p.first == i) else "disagree"] += 1
-        counts["pairs"] += 1
-        merits = {"label_0": label, "score_0": scores[row.keys[i]], "score_1": scores[row.keys[j]]}
-        images = {f"image_{n}": (row.record.pictures[k], row.data[k]) for n, k in enumerate((i, j))}
-        yield {"caption": row.record.caption, **merits, **numbers}, images
+    def _labelled(self, row: _OpenRow, preference: Preference) -> tuple[dict[str, Any], dict[str, EncodedFile]] | None:
+        """The line and the files of a pair, in the order of the row; None for ties that are left out."""
+        i, j = sorted((preference.first, preference.second))
+        gap = self.scores[row.keys[i]] - self.scores[row.keys[j]]
+        label = TIE if abs(gap) <= self.margin else float(gap > 0)
+        self.counts["ties"] += label == TIE
+        if label == TIE and self.ties == "drop":
+            return None
+        if TIE not in (label, preference.label):
+            self.counts["agree" if label == float(preference.first == i) else "disagree"] += 1
+        self.counts["pairs"] += 1
+        numbers = row.record.numbers_of(Preference(i, j, label))
+        numbers.pop("preference_prob", None)
+        scores = {"label_0": label, "score_0": self.scores[row.keys[i]], "score_1": self.scores[row.keys[j]]}
+        files = {column: row.files[k] for column, k in zip(self.source.kind.pair, (i, j), strict=True)}
+        return {"caption": row.record.caption, **scores, **numbers}, files

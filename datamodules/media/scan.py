@@ -1,4 +1,4 @@
-"""Every image is decoded once before training: bad rows come to light, sizes and content keys are kept."""
+"""Every file is decoded once before training: bad rows come to light, sizes and content keys are kept."""
 
 from __future__ import annotations
 
@@ -10,145 +10,162 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from pl_prefopt.datamodules.files.checks import BadRow
-from pl_prefopt.datamodules.image.decode import decode
-from pl_prefopt.datamodules.image.geometry import Size
-from pl_prefopt.datamodules.media.records import ImageSource, Picture, Record
-from pl_prefopt.datamodules.text.formats import DROP
+from pl_prefopt.datamodules.files.columns import Numbers, SameColumns
+from pl_prefopt.datamodules.media.kind import MediaKind, Size
+from pl_prefopt.datamodules.media.records import MediaFile, MediaSource, Record
+from pl_prefopt.utilities.digests import json_digest
+from pl_prefopt.utilities.files import track, write_json
+from pl_prefopt.utilities.rows import DROP_HINT, BadRow
 
-FORMAT = 1
-CHUNK = 64
+FORMAT = 2
+"""Version of the stored result; files of another version are scanned anew."""
+ROWS_AT_ONCE = 64
 COLUMNS = ("row", "first", "second", "label", "caption", "digest_0", "digest_1", "size_0", "size_1")
+
+
+class Scanned(TypedDict):
+    """What a scan has found, in plain values."""
+
+    columns: dict[str, list[Any]]
+    """`COLUMNS`, one value per pair: row of the source, positions of both files in it, label, caption, content keys and
+    sizes."""
+    numbers: dict[str, list[Any]]
+    """Data columns, one value per pair."""
+    counts: dict[str, int]
+    files: dict[str, list[int]]
+    """Path -> size and time of the file, to notice changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """Key of the bytes, size (height, width) and conversions of an image."""
+    """Key of the bytes, size and conversions of a file."""
 
     digest: str
     size: Size
     changed: list[str]
 
 
-def scan(
-    source: ImageSource, *, convert: frozenset[str], on_bad_row: str, limit: int | None, folder: Path, progress: bool
-) -> dict[str, Any]:
-    """Decode every image once: pairs with content keys and sizes as columns, and counts; kept in `folder`.
+def scan(source: MediaSource, *, on_bad_row: str, limit: int | None, folder: Path, progress: bool) -> Scanned:
+    """Decode every file once: pairs with content keys and sizes as columns, and counts; kept in `folder`.
 
     Raises:
-        ValueError: a row cannot be used (file, row, field, what was found, what is accepted), or none is left.
+        ValueError: a row cannot be used (file, row, field, what is accepted, what was found), or none is left.
     """
-    key = [FORMAT, source.stamp(), sorted(convert), on_bad_row, limit]
-    path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.json"
+    kind = source.kind
+    key = json_digest([FORMAT, source.stamp(), kind.item, kind.settings, on_bad_row, limit])[:24]
+    path = folder / f"{key}.json"
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if all(_file_mark(name) == mark for name, mark in found["files"].items()):
-            return found
-    found = _Scan(source, convert, on_bad_row).run(min(len(source), limit or len(source)), progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(found), encoding="utf-8")
-    os.replace(part, path)
-    return found
+        scanned: Scanned = json.loads(path.read_text(encoding="utf-8"))
+        if all(_file_stamp(name) == stamp for name, stamp in scanned["files"].items()):
+            return scanned
+    scanned = _Scan(source, on_bad_row).run(min(len(source), limit or len(source)), progress)
+    write_json(path, scanned)
+    return scanned
 
 
 class _Scan:
     """The rows of one source, in order, with the decoding spread over threads."""
 
-    def __init__(self, source: ImageSource, convert: frozenset[str], on_bad_row: str) -> None:
-        self.source, self.convert, self.on_bad_row = source, convert, on_bad_row
+    def __init__(self, source: MediaSource, on_bad_row: str) -> None:
+        self.source, self.on_bad_row = source, on_bad_row
         self.counts: Counter[str] = Counter()
         self.columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-        self.numbers: dict[str, list[float]] | None = None
+        self.numbers: dict[str, list[Any]] = {}
         self.files: dict[str, list[int]] = {}
+        self.same_columns = SameColumns()
 
-    def run(self, total: int, progress: bool) -> dict[str, Any]:
+    def run(self, total: int, progress: bool) -> Scanned:
+        name = Path(self.source.source.name).name
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for at, outcome in self._outcomes(total, pool, progress):
-                try:
-                    if isinstance(outcome, BadRow):
-                        raise outcome
-                    self._add(at, *outcome)
-                except BadRow as error:
-                    if self.on_bad_row == "error":
-                        raise error.at(self.source.where(at)) from None
-                    self.counts[f"dropped/{error.reason}"] += 1
+            starts = range(0, total, ROWS_AT_ONCE)
+            size = lambda start: min(ROWS_AT_ONCE, total - start)  # noqa: E731
+            for start in track(starts, f"scanning {name}", size=size, hidden=not progress):
+                rows = range(start, start + size(start))
+                # records are read here, one after the other: not every source can be read from several threads
+                records = list(self._records(rows))
+                for row, outcome in zip(rows, pool.map(self._inspect, records), strict=True):
+                    self._take(row, outcome)
         self.counts["read"] = total
         if not self.columns["row"]:
-            raise ValueError(f"{self.source.source.name}: no row is left; counted: {dict(self.counts)}.")
+            raise ValueError(
+                f"{self.source.source.name}: at least one row must be left, got none; counted: {dict(self.counts)}"
+            )
         return {"columns": self.columns, "numbers": self.numbers, "counts": dict(self.counts), "files": self.files}
 
-    def _outcomes(self, total: int, pool: ThreadPoolExecutor, progress: bool) -> Iterator[tuple[int, Any]]:
-        from tqdm.auto import tqdm
-
-        name = Path(self.source.source.name).name
-        with tqdm(total=total, desc=f"scanning {name}", unit="row", disable=not progress, leave=False) as bar:
-            for start in range(0, total, CHUNK):
-                rows = range(start, min(start + CHUNK, total))
-                yield from zip(rows, pool.map(self._inspect, self._records(rows)), strict=True)
-                bar.update(len(rows))
-
-    def _records(self, rows: range) -> list[Record | BadRow]:
-        out: list[Record | BadRow] = []
-        for at in rows:
+    def _records(self, rows: range) -> Iterator[Record | BadRow]:
+        for row in rows:
             try:
-                out.append(self.source[at])
+                yield self.source[row]
             except BadRow as error:
-                out.append(error)
-        return out
+                yield error
 
     def _inspect(self, record: Record | BadRow) -> tuple[Record, list[Inspected]] | BadRow:
         if isinstance(record, BadRow):
             return record
         try:
-            return record, [inspect(p, self.convert) for p in record.pictures]
+            return record, [inspect(file, self.source.kind) for file in record.files]
         except BadRow as error:
             return error
 
-    def _add(self, at: int, record: Record, images: list[Inspected]) -> None:
-        refuse_same([i.digest for i in images], record)
-        self.numbers = {k: [] for k in record.numbers} if self.numbers is None else self.numbers
-        odd = self.numbers.keys() ^ record.numbers.keys()
-        if odd:
-            raise BadRow("ragged_column", min(odd), "it in some rows only", "a column that all rows have alike")
-        for image in images:
-            self.counts.update(f"changed/{kind}" for kind in image.changed)
-        self.files |= {str(p.path): _file_mark(str(p.path)) for p in record.pictures if p.path is not None}
+    def _take(self, row: int, outcome: tuple[Record, list[Inspected]] | BadRow) -> None:
+        """Add the pairs of a row, or refuse or count it."""
+        try:
+            if isinstance(outcome, BadRow):
+                raise outcome
+            self._add(row, *outcome)
+        except BadRow as error:
+            if self.on_bad_row == "error":
+                raise error.at(self.source.where(row)) from None
+            self.counts[f"dropped/{error.reason}"] += 1
+
+    def _add(self, row: int, record: Record, files: list[Inspected]) -> None:
+        refuse_same([file.digest for file in files], record)
+        self.same_columns(record.numbers)
+        for file in files:
+            self.counts.update(f"changed/{kind}" for kind in file.changed)
+        self.files |= {str(f.path): _file_stamp(str(f.path)) for f in record.files if f.path is not None}
         for p in record.preferences:
-            one, two = images[p.first], images[p.second]
-            values = (at, p.first, p.second, p.label, record.caption, one.digest, two.digest, one.size, two.size)
+            a, b = files[p.first], files[p.second]
+            values = (row, p.first, p.second, p.label, record.caption, a.digest, b.digest, a.size, b.size)
             for name, value in zip(COLUMNS, values, strict=True):
                 self.columns[name].append(value)
-            for name, value in record.numbers.items():
-                self.numbers[name].append(value)
+            numbers: Numbers = record.numbers_of(p)
+            for name, value in numbers.items():
+                self.numbers.setdefault(name, []).append(value)
 
 
 def digest_of(data: bytes) -> str:
-    """Return the key of an encoded image."""
+    """Return the key of an encoded file."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
 def refuse_same(digests: list[str], record: Record) -> None:
-    """Raise `BadRow` where two images of a row have the same bytes."""
+    """Raise `BadRow` where two files of a row have the same bytes."""
     if len(set(digests)) < len(digests):
-        field = record.pictures[1].field
-        raise BadRow("identical", field, "the same bytes as in another image", "different images", DROP)
+        file = record.files[1]
+        raise BadRow(
+            "identical",
+            file.field,
+            "the same bytes as another",
+            f"different from the other {file.item} files",
+            DROP_HINT,
+        )
 
 
-def inspect(picture: Picture, convert: frozenset[str]) -> Inspected:
-    """Decode a picture and keep its key, size and conversions.
+def inspect(file: MediaFile, kind: MediaKind[Any]) -> Inspected:
+    """Decode a file and keep its key, size and conversions.
 
     Raises:
         BadRow: it cannot be used.
     """
-    data = picture.read()
-    image, changed = decode(data, picture.field, convert)
-    return Inspected(digest_of(data), (image.height, image.width), changed)
+    data = file.read()
+    decoded = kind.decode(data, file.field)
+    return Inspected(digest_of(data), decoded.size, list(decoded.changed))
 
 
-def _file_mark(name: str) -> list[int]:
+def _file_stamp(name: str) -> list[int]:
     try:
         stat = os.stat(name)
     except OSError:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pl_prefopt.datamodules.files.checks import BadRow, nearest, number, shown
+from pl_prefopt.datamodules.files.columns import parsed, per, read_numbers, renamed
+from pl_prefopt.scores import COLUMNS
+from pl_prefopt.utilities.rows import DROP_HINT, BadRow, abbreviate, missing_column
+from pl_prefopt.utilities.suggestions import did_you_mean
 
 Message = dict[str, Any]
 Text = str | list[Message]
 ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
-PAIR_NUMBERS = {"weight": (0.0, float("inf")), "margin": (-float("inf"), float("inf")), "preference_prob": (0.0, 1.0)}
-LIST_NUMBERS = ("relevance", "ranks", "targets")
-NUMERIC = (*PAIR_NUMBERS, *LIST_NUMBERS, "rewards", "margins", "chosen_margins", "rejected_margins")
-COLUMNS = (
+TEXT_COLUMNS = (
     *("prompt", "chosen", "rejected", "completions", "conversations", "system", "tools", "chat_template_kwargs"),
-    *NUMERIC,
+    *(*per("row"), *per("sample"), "rewards", "chosen_margins", "rejected_margins"),
 )
+"""Columns that rows of text may have."""
 
 
 @dataclass(slots=True)
@@ -50,52 +50,28 @@ def parse(raw: dict[str, Any], columns: dict[str, str] | None = None, *, allow_e
     row = renamed(raw, columns or {})
     reader = next((read for key, read in LAYOUTS if row.get(key) is not None), None)
     if reader is None:
-        hint = nearest("chosen", row) or "Name your columns with columns: {chosen: ..., rejected: ...}."
-        raise BadRow(
-            "missing_column", "chosen", f"only {', '.join(map(repr, row)) or 'nothing'}", "a column of that name", hint
-        )
+        hint = did_you_mean("chosen", row) or "Name your columns with columns: {chosen: ..., rejected: ...}."
+        raise missing_column("chosen", row, hint)
     example = reader(row)
     _refuse_empty(example, allow_empty_prompt)
     _refuse_identical(example)
-    example.numbers |= _numbers(row, len(example.completions))
+    example.numbers |= read_numbers(row, len(example.completions), "completion")
     example.tools = row.get("tools") or None
     example.template_kwargs = row.get("chat_template_kwargs") or {}
     return _best_first(example) if reader is _read_list else example
 
 
-def renamed(raw: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
-    """Return the row with our names beside the file's; `columns` maps ours to theirs."""
-    row = dict(raw)
-    for ours, theirs in columns.items():
-        if theirs not in raw:
-            raise BadRow(
-                "missing_column",
-                theirs,
-                f"only {', '.join(map(repr, raw))}",
-                f"the column that columns.{ours} names",
-                nearest(theirs, raw),
-            )
-        row[ours] = raw[theirs]
-    return row
-
-
 def _read_pair(row: dict[str, Any]) -> Example:
     if row.get("rejected") is None:
-        raise BadRow(
-            "missing_column",
-            "rejected",
-            f"only {', '.join(map(repr, row))}",
-            "a column of that name",
-            nearest("rejected", row),
-        )
+        raise missing_column("rejected", row)
     return _joined(row.get("prompt"), [_text(row["chosen"], "chosen"), _text(row["rejected"], "rejected")])
 
 
 def _read_list(row: dict[str, Any]) -> Example:
-    found = parsed(row["completions"])
-    if not isinstance(found, list) or len(found) < 2:
-        raise BadRow("bad_type", "completions", shown(found), "a list of at least two completions")
-    return _joined(row.get("prompt"), [_text(c, f"completions[{i}]") for i, c in enumerate(found)])
+    completions = parsed(row["completions"])
+    if not isinstance(completions, list) or len(completions) < 2:
+        raise BadRow("bad_type", "completions", abbreviate(completions), "a list of at least two completions")
+    return _joined(row.get("prompt"), [_text(c, f"completions[{i}]") for i, c in enumerate(completions)])
 
 
 def _read_sharegpt(row: dict[str, Any]) -> Example:
@@ -118,18 +94,18 @@ def _text(value: Any, name: str) -> Text:
         return value
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list) or not turns:
-        raise BadRow("bad_type", name, shown(value), "text, a turn, or a list of turns")
+        raise BadRow("bad_type", name, abbreviate(value), "text, a turn, or a list of turns")
     return [_turn(t, f"{name}[{i}]") for i, t in enumerate(turns)]
 
 
 def _turn(turn: Any, name: str) -> Message:
     if not isinstance(turn, dict):
-        raise BadRow("bad_type", name, shown(turn), "a turn {role, content} or {from, value}")
+        raise BadRow("bad_type", name, abbreviate(turn), "a turn {role, content} or {from, value}")
     role, content = (turn.get("role"), turn.get("content")) if "role" in turn else (turn.get("from"), turn.get("value"))
     if not isinstance(role, str):
-        raise BadRow("bad_type", name, shown(turn), "a turn {role, content} or {from, value}")
+        raise BadRow("bad_type", name, abbreviate(turn), "a turn {role, content} or {from, value}")
     if content is None and not turn.get("tool_calls"):
-        raise BadRow("empty_turn", f"{name}.content", "nothing", "text")
+        raise BadRow("empty_turn", f"{name}.content", "None", "text")
     rest = {k: v for k, v in turn.items() if k not in ("role", "content", "from", "value") and v is not None}
     return {"role": ROLES.get(role, role), "content": content, **rest}
 
@@ -137,7 +113,7 @@ def _turn(turn: Any, name: str) -> Message:
 def _joined(raw_prompt: Any, completions: list[Text]) -> Example:
     turns = [c for c in completions if not isinstance(c, str)]
     if turns and len(turns) != len(completions):
-        raise BadRow("bad_type", "rejected", "text beside turns", "all completions as text, or all as turns")
+        raise BadRow("bad_type", "rejected", "text beside turns", "like the other completions, all text or all turns")
     prompt = None if raw_prompt is None else _text(raw_prompt, "prompt")
     if not turns:
         if prompt is not None and not isinstance(prompt, str):
@@ -158,7 +134,7 @@ def _split_turns(turns: list[list[Message]]) -> tuple[list[Message], list[Text]]
             "no_prompt",
             "prompt",
             "no column and no common first turn",
-            "a prompt, or completions that begin with the same turns",
+            "a column, or the turns with which all completions begin",
         )
     return turns[0][:shared], [t[shared:] for t in turns]
 
@@ -171,8 +147,8 @@ def _without(prompt: list[Message], turns: list[Message], index: int) -> list[Me
         raise BadRow(
             "prompt_not_prefix",
             ("chosen", "rejected")[index] if index < 2 else f"completions[{index}]",
-            f"a conversation that begins with {shown(turns[0])}",
-            f"one that begins with the prompt {shown(prompt[0])}, or only the answer",
+            f"a conversation that begins with {abbreviate(turns[0])}",
+            f"a conversation that begins with the prompt {abbreviate(prompt[0])}, or only the answer",
         )
     else:
         rest = turns
@@ -187,18 +163,17 @@ def _refuse_empty(example: Example, allow_empty_prompt: bool) -> None:
     )
     for name, completion in zip(names, example.completions, strict=True):
         if _is_empty(completion):
-            raise BadRow("empty_completion", name, shown(completion), "text with at least one visible character", DROP)
+            raise BadRow(
+                "empty_completion", name, abbreviate(completion), "text with at least one visible character", DROP_HINT
+            )
     if example.prompt is not None and not allow_empty_prompt and _is_empty(example.prompt):
         raise BadRow(
             "empty_prompt",
             "prompt",
-            shown(example.prompt),
+            abbreviate(example.prompt),
             "text",
             "Set allow_empty_prompt: true to start from BOS alone, or on_bad_row: drop.",
         )
-
-
-DROP = "Repair the row, or set on_bad_row: drop to leave such rows out and count them."
 
 
 def _is_empty(text: Text) -> bool:
@@ -215,48 +190,10 @@ def _refuse_identical(example: Example) -> None:
         raise BadRow(
             "identical",
             "rejected",
-            f"the same as chosen, {shown(example.completions[0])}",
-            "two different completions",
-            DROP,
+            f"the same as chosen, {abbreviate(example.completions[0])}",
+            "different from the other completions",
+            DROP_HINT,
         )
-
-
-def _numbers(row: dict[str, Any], count: int) -> dict[str, Any]:
-    row = {k: parsed(v) if k in NUMERIC else v for k, v in row.items()}
-    numbers: dict[str, Any] = {
-        k: number(k, row[k], low=r[0], high=r[1]) for k, r in PAIR_NUMBERS.items() if row.get(k) is not None
-    }
-    if row.get("relevance") is None and row.get("rewards") is not None:
-        row = row | {"relevance": row["rewards"]}
-    for name in LIST_NUMBERS:
-        if row.get(name) is not None:
-            numbers[name] = [number(f"{name}[{i}]", v) for i, v in enumerate(_sized(row[name], name, count))]
-    if row.get("chosen_margins") is not None or row.get("rejected_margins") is not None:
-        row = row | {"margins": [row.get("chosen_margins"), row.get("rejected_margins")]}
-    if row.get("margins") is not None:
-        numbers["margins"] = _margins(row["margins"], count)
-    return numbers
-
-
-def parsed(value: Any) -> Any:
-    """Read a number, or a list of numbers, that a CSV cell holds as text."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _sized(values: Any, name: str, count: int) -> list[Any]:
-    if not isinstance(values, list) or len(values) != count:
-        raise BadRow("bad_length", name, shown(values), f"a list of {count} numbers, one per completion")
-    return values
-
-
-def _margins(values: Any, count: int) -> list[list[float]]:
-    rows = [v if isinstance(v, list) else [v] for v in _sized(values, "margins", count)]
-    if len({len(r) for r in rows}) != 1:
-        raise BadRow("bad_length", "margins", shown(values), "the same number of margins for every completion")
-    return [[number(f"margins[{i}][{j}]", v) for j, v in enumerate(r)] for i, r in enumerate(rows)]
 
 
 def _best_first(example: Example) -> Example:
@@ -266,6 +203,14 @@ def _best_first(example: Example) -> Example:
         return example
     order = sorted(range(len(key)), key=lambda i: -key[i])
     example.completions = [example.completions[i] for i in order]
-    per_item = (*LIST_NUMBERS, "margins")
-    example.numbers = {k: [v[i] for i in order] if k in per_item else v for k, v in example.numbers.items()}
+    for name, values in example.numbers.items():
+        if COLUMNS[name].per == "sample":
+            example.numbers[name] = [values[i] for i in order]
     return example
+
+
+def as_text(text: Text) -> str:
+    """Return text as it is, turns as "role: content" lines."""
+    if isinstance(text, str):
+        return text
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in text)

@@ -6,11 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pl_prefopt.datamodules.text.build import plain
-from pl_prefopt.datamodules.text.formats import Example, Text
+from pl_prefopt.datamodules.text.formats import Example, as_text
 from pl_prefopt.datamodules.text.rows import TokenizedRows
-
-KEPT = ("tools", "chat_template_kwargs")
 
 
 class PromptBook:
@@ -35,14 +32,15 @@ class PromptBook:
 
     def _name(self, index: int) -> str:
         columns = prompt_columns(self.example(index))
-        if columns["prompt"] is None:
+        prompt = columns["prompt"]
+        if prompt is None:
             raise ValueError(
-                f"row {index} has no prompt column, so nothing can be sampled for it; give prompts as a column "
-                "instead of as the common beginning of the completions"
+                f"row {index} must have a prompt column to be sampled for, got a prompt that is the common beginning "
+                "of the completions"
             )
-        if len(columns) > 1:
-            return json.dumps(columns, ensure_ascii=False)
-        return _named(columns["prompt"])
+        if isinstance(prompt, str) and len(columns) == 1:
+            return prompt
+        return json.dumps(prompt if len(columns) == 1 else columns, ensure_ascii=False)
 
     def ids(self, name: str) -> list[int] | None:
         """Token ids of a prompt, cut as in training; None where no row shows it."""
@@ -51,7 +49,7 @@ class PromptBook:
     def truth(self, name: str) -> str:
         """The chosen completion of the first row that shows the prompt."""
         best = self.example(self.first[name]).completions[0]
-        return best if isinstance(best, str) else plain(best[-1]["content"] if len(best) == 1 else best)
+        return best if isinstance(best, str) else as_text(best[-1]["content"] if len(best) == 1 else best)
 
     def columns(self, name: str) -> dict[str, Any]:
         """The columns of a row about this prompt, without completions."""
@@ -62,7 +60,3 @@ def prompt_columns(example: Example) -> dict[str, Any]:
     """Prompt, and tools and template arguments where the row has them."""
     extra = {"tools": example.tools, "chat_template_kwargs": example.template_kwargs}
     return {"prompt": example.prompt, **{k: v for k, v in extra.items() if v}}
-
-
-def _named(prompt: Text) -> str:
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)

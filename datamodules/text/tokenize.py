@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pl_prefopt.datamodules.files.checks import BadRow, one_of, shown
 from pl_prefopt.datamodules.text.formats import Example, Message
+from pl_prefopt.utilities.checks import choice
+from pl_prefopt.utilities.rows import BadRow, abbreviate
 
 Ids = list[int]
 EOS_POLICIES = ("append", "keep")
@@ -32,7 +33,7 @@ class Encoder:
     Args:
         tokenizer: a `transformers` tokenizer.
         eos: "append": every completion ends in EOS, once; a chat template's own end-of-turn token counts as such, and
-            blanks that the template puts behind it are cut. "keep": ids as the text has them.
+            whitespace that the template puts behind it is removed. "keep": ids as the text has them.
         allow_empty_prompt: an empty prompt becomes BOS.
         chat_template_kwargs: arguments for the chat template, below those of the row.
     """
@@ -45,7 +46,7 @@ class Encoder:
         allow_empty_prompt: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        one_of("eos", eos, EOS_POLICIES)
+        choice("eos", eos, EOS_POLICIES)
         self.tokenizer, self.eos, self.allow_empty_prompt = tokenizer, eos, allow_empty_prompt
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.specials = set(tokenizer.all_special_ids) | {
@@ -60,15 +61,15 @@ class Encoder:
         usable = [(i, t) for i, t in enumerate(texts) if not isinstance(t, BadRow)]
         prompts = iter(self._ids([t[0] for _, t in usable if t[0] is not None]))
         fulls = iter(self._ids([text for _, t in usable for text in t[1]]))
-        out: list[Encoded | BadRow] = [t if isinstance(t, BadRow) else Encoded([], []) for t in texts]
+        rows: list[Encoded | BadRow] = [t if isinstance(t, BadRow) else Encoded([], []) for t in texts]
         for i, (prompt, full) in usable:
             ids = None if prompt is None else next(prompts)
             joint = [next(fulls) for _ in full]
             try:
-                out[i] = self._row(examples[i], prompt, full, ids, joint)
+                rows[i] = self._row(examples[i], prompt, full, ids, joint)
             except BadRow as error:
-                out[i] = error
-        return out
+                rows[i] = error
+        return rows
 
     def prompt_ids(self, text: str) -> Ids:
         """Return the ids of a prompt of plain text, BOS included where the tokenizer adds one."""
@@ -89,7 +90,7 @@ class Encoder:
                 raise BadRow(
                     "empty_completion",
                     _name(i, len(full)),
-                    f"{shown(full[i])}, which gives no token",
+                    f"{abbreviate(full[i])}, which gives no token",
                     "text that the tokenizer knows",
                 )
             row.completions[i] = self._end(completion, example.conversational)
@@ -117,9 +118,9 @@ class Encoder:
                 raise BadRow(
                     "prompt_not_prefix",
                     _name(i, len(full)),
-                    "a chat template that writes the prompt differently once the answer follows "
-                    f"(after {shown(start[max(0, same - 20) : same])})",
-                    "a template whose rendering of the prompt begins the rendering of the whole",
+                    "a conversation whose prompt the chat template writes differently once the answer follows "
+                    f"(after {abbreviate(start[max(0, same - 20) : same])})",
+                    "a conversation whose rendering begins with the rendering of its prompt",
                     "Set chat_template_kwargs or chat_template.",
                 )
         return start, full
@@ -130,8 +131,8 @@ class Encoder:
                 "no_chat_template",
                 "prompt",
                 "a conversation, but the tokenizer has no chat template",
-                "a tokenizer with one",
-                "Set chat_template: <a jinja text or the path of one>, or give plain text.",
+                "plain text",
+                "Set chat_template: <a jinja text or the path of one> for conversations.",
             )
         kwargs = self.chat_template_kwargs | example.template_kwargs | options
         try:
@@ -140,8 +141,8 @@ class Encoder:
             raise BadRow(
                 "template_error",
                 "prompt",
-                f"a conversation that the chat template refuses ({error})",
-                "one that it renders",
+                f"one that it refuses ({error})",
+                "a conversation that the chat template can render",
             ) from None
 
     def _ids(self, texts: list[str]) -> list[Ids]:
@@ -151,10 +152,13 @@ class Encoder:
         if joint[: len(row.prompt)] == row.prompt:
             return joint[len(row.prompt) :]
         row.events.add("split_at_border")
+        # Tokenised alone, a text may get a leading space (SentencePiece) that it does not have inside the whole. After
+        # a newline it gets none, and the ids of the newline are then removed.
         anchor, anchored = self._ids(["\n", "\n" + completion])
         return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else self._ids([completion])[0]
 
     def _common_prefix(self, joint: list[Ids]) -> Encoded:
+        """Take the longest common run of tokens as prompt, leaving each completion at least one."""
         shortest = min(map(len, joint)) - 1
         shared = next((i for i in range(shortest) if any(ids[i] != joint[0][i] for ids in joint)), max(shortest, 0))
         if shared < 1 and not (self.adds_bos and self.allow_empty_prompt):
@@ -162,7 +166,7 @@ class Encoder:
                 "no_prompt",
                 "prompt",
                 "no column, and completions that do not begin alike",
-                "a prompt column, or texts with a common beginning",
+                "a column, or the common beginning of the completions",
             )
         return Encoded(joint[0][:shared], [ids[shared:] for ids in joint])
 
@@ -175,7 +179,7 @@ class Encoder:
             raise BadRow(
                 "empty_prompt",
                 "prompt",
-                f"{shown(example.prompt)}, which gives no token",
+                f"{abbreviate(example.prompt)}, which gives no token",
                 "text, or a tokenizer with BOS and allow_empty_prompt",
             )
 
@@ -187,6 +191,7 @@ class Encoder:
         return ids if ids[-1] == self.tokenizer.eos_token_id else [*ids, self.tokenizer.eos_token_id]
 
     def _last_special(self, ids: Ids) -> int:
+        """Length up to and including the end-of-turn token, whitespace behind it left out; 0 where there is none."""
         stop = len(ids)
         while stop and ids[stop - 1] not in self.specials and not self.tokenizer.decode([ids[stop - 1]]).strip():
             stop -= 1

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -48,7 +48,7 @@ def write_json(path: Path, value: object, *, indent: int | None = None) -> Path:
     return write_text(path, json.dumps(value, ensure_ascii=False, indent=indent))
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, object]]) -> Path:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
     """Write rows as JSON lines atomically; return the path."""
 
     def write(temporary: Path) -> None:

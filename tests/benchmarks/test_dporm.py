@@ -34,7 +34,7 @@ def test_both_rewards_are_tested_in_and_out_of_distribution(tmp_path: Path, monk
     torch.set_num_threads(1)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PL_PREFOPT_CACHE", str(tmp_path / "cache"))
-    small = ("--data.limit=64", "--trainer.max_epochs=1", "--data.max_length=32")
+    small = ("--data.limit=64", "--trainer.max_epochs=1", "--data.truncation.max_length=32")
     found = dporm.run(0, tmp_path, *small)
     assert found.keys() == dporm.REWARDS.keys()
     assert all(0 < found[name][kind] < 1 for name in dporm.REWARDS for kind in dporm.SETS)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pl_prefopt.callbacks import SelfPlayRounds
-from pl_prefopt.datamodules import ImagePreferenceDataModule
+from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule
 from pl_prefopt.utilities.seeding import keyed_generator
 
 REAL, START, ROWS = 0.6, 0.2, 8
@@ -73,7 +73,11 @@ def data(folder: Path) -> ImagePreferenceDataModule:
     for split, rows in (("train", lines[:ROWS]), ("val", lines[ROWS:])):
         (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return ImagePreferenceDataModule(
-        str(folder / "train.jsonl"), str(folder / "val.jsonl"), resolution=4, batch_size=2, cache_dir=str(folder / "c")
+        str(folder / "train.jsonl"),
+        str(folder / "val.jsonl"),
+        geometry=Geometry(4),
+        batch_size=2,
+        cache_dir=str(folder / "c"),
     )
 
 

@@ -136,7 +136,7 @@ def test_print_config_shows_every_setting(tmp_path: Path, capsys: pytest.Capture
     assert stop.value.code == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["model"]["init_args"]["optimizer"]["init_args"]["weight_decay"] == 0.01
-    assert shown["data"]["init_args"]["max_length"] == 1024
+    assert shown["data"]["init_args"]["truncation"]["max_length"] == 1024
     assert not {"optimizer", "lr_scheduler"} & shown.keys(), "no automatic optimizer"
 
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from pl_prefopt.datamodules.text import TextPreferenceDataModule
-from pl_prefopt.datamodules.text.formats import COLUMNS
-from tests.datamodules.files import ROOT, word_pairs, write_jsonl
+from pl_prefopt.datamodules.text.formats import TEXT_COLUMNS
+from tests.datamodules.sample_files import ROOT, word_pairs, write_jsonl
 
 TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
@@ -30,4 +30,4 @@ def test_the_yaml_names_real_arguments() -> None:
 
 
 def test_every_column_is_explained() -> None:
-    assert [name for name in COLUMNS if name not in TEXT and name != "system"] == []
+    assert [name for name in TEXT_COLUMNS if name not in TEXT and name != "system"] == []

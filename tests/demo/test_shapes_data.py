@@ -78,7 +78,8 @@ def test_batches_are_the_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [({"wrong": 1.5}, "wrong: found 1.5"), ({"flip": -1.0}, "flip"), ({"rows": 0}, "rows")]
+    ("options", "named"),
+    [({"wrong": 1.5}, r"wrong must lie in \[0, 1\], got 1.5"), ({"flip": -1.0}, "flip"), ({"rows": 0}, "rows")],
 )
 def test_refusals(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):

@@ -14,12 +14,12 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from pl_prefopt.adapters import adapters_disabled
-from pl_prefopt.datamodules import ImagePreferenceDataModule, relabel_images
+from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule, relabel_images
 from pl_prefopt.judges import Judge
 from pl_prefopt.modules import ImagePreferenceModule
 from pl_prefopt.objectives import DPO
 from pl_prefopt.policies import Diffusion
-from tests.datamodules.files import write_jsonl
+from tests.datamodules.sample_files import write_jsonl
 
 
 class Sharpness(Judge):
@@ -79,8 +79,8 @@ def fit(module: ImagePreferenceModule, data: ImagePreferenceDataModule, steps: i
 
 def test_the_sharper_photograph_wins_in_every_batch(pairs: Path, tmp_path: Path) -> None:
     data = ImagePreferenceDataModule(
-        str(pairs), val=0.3, buckets=[[48, 48], [32, 48]], crop="shared-random", flip=0.5, batch_size=2,
-        drop_last=False, cache_dir=str(tmp_path / "cache"),
+        str(pairs), val=0.3, geometry=Geometry(buckets=[[48, 48], [32, 48]], crop="shared-random", flip=0.5),
+        batch_size=2, drop_last=False, cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
     data.setup("fit")
     seen = 0
@@ -98,7 +98,7 @@ def test_from_photographs_to_an_adapter_that_diffusers_loads(pairs: Path, tmp_pa
     policy = Diffusion(tiny="sd", lora={"r": 2, "lora_alpha": 6})
     module = ImagePreferenceModule(policy, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
     data = ImagePreferenceDataModule(
-        str(pairs), val=0.3, resolution=32, flip=0.5, batch_size=2, cache_dir=str(tmp_path / "cache")
+        str(pairs), val=0.3, geometry=Geometry(32, flip=0.5), batch_size=2, cache_dir=str(tmp_path / "cache")
     )
     losses = fit(module, data, 4)
     assert losses[0] == pytest.approx(np.log(2), abs=1e-6)
@@ -122,7 +122,8 @@ def test_from_photographs_to_an_adapter_that_diffusers_loads(pairs: Path, tmp_pa
 
 
 def test_losses_with_and_without_a_cache_are_the_same(pairs: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"crop": "shared-random", "flip": 0.5, "caption_dropout": 0.3, "resolution": [32, 48]}
+    geometry = Geometry([32, 48], crop="shared-random", flip=0.5)
+    options: dict[str, Any] = {"geometry": geometry, "caption_dropout": 0.3}
     found = []
     for cache in (True, False):
         policy = Diffusion(tiny="sdxl", lora={"r": 2})

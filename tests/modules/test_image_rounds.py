@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from pl_prefopt.callbacks import PreferenceRounds
-from pl_prefopt.datamodules import ImagePreferenceDataModule
+from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule
 from pl_prefopt.judges import Judge
 from pl_prefopt.modules import ImagePreferenceModule
 from pl_prefopt.policies import Diffusion
 from pl_prefopt.references import AdapterCopy
-from tests.datamodules.images import picture_folder
+from tests.datamodules.sample_images import image_folder
 
 
 class Redness(Judge):
@@ -52,7 +52,10 @@ def redness_of(path: Path) -> float:
 
 def test_own_pictures_are_judged_paired_cached_and_trained_on(tmp_path: Path) -> None:
     data = ImagePreferenceDataModule(
-        str(picture_folder(tmp_path / "data", 4)), resolution=16, batch_size=3, cache_dir=str(tmp_path / "cache")
+        str(image_folder(tmp_path / "data", 4)),
+        geometry=Geometry(16),
+        batch_size=3,
+        cache_dir=str(tmp_path / "cache"),
     )
     policy = Diffusion(tiny="pixel", lora={"r": 2})
     module = ImagePreferenceModule(policy, reference=AdapterCopy(), optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))

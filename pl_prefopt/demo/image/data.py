@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from pl_prefopt.datamodules.files.checks import positive
+from pl_prefopt.datamodules.files.cache import generated_folder
 from pl_prefopt.datamodules.image import ImagePreferenceDataModule
-from pl_prefopt.datamodules.media.samples import write_jsonl, write_pictures
-from pl_prefopt.datamodules.text.build import generated_folder
-from pl_prefopt.datamodules.tokenizers import write_once
+from pl_prefopt.datamodules.image.geometry import Geometry
+from pl_prefopt.datamodules.image.samples import write_images
 from pl_prefopt.demo.image.world import COLOURS, SHAPES, ShapesWorld, parse
 from pl_prefopt.demo.stages import run_first_stages
+from pl_prefopt.utilities.checks import integer, within
 from pl_prefopt.utilities.configurable import to_config
+from pl_prefopt.utilities.files import create_folder, write_jsonl
 
 FORMAT = 1
 RIGHT = 0.5
@@ -61,17 +62,16 @@ class ShapesDataModule(ImagePreferenceDataModule):
         cache_dir: str | None = None,
     ) -> None:
         given = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
-        positive("rows", rows)
-        positive("eval_rows", eval_rows)
+        integer("rows", rows)
+        integer("eval_rows", eval_rows)
         for name, share in (("wrong", wrong), ("flip", flip)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}: found {share}; accepted: a share in [0, 1].")
+            within(name, share, 0, 1)
         options = [FORMAT, labels, rows, eval_rows, wrong, flip, to_config(world), seed]
         folder = generated_folder(cache_dir, "shapes", options)
         super().__init__(
             train=str(folder / "train.jsonl"),
             val=str(folder / "val.jsonl"),
-            resolution=world.size,
+            geometry=Geometry(world.size),
             encode_batch_size=64,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
@@ -95,7 +95,7 @@ class ShapesDataModule(ImagePreferenceDataModule):
         super().setup(stage)
 
     def _write(self) -> None:
-        write_once(self.folder, self._write_splits)
+        create_folder(self.folder, self._write_splits)
 
     def _write_splits(self, work: Path) -> None:
         rng = np.random.default_rng(self.seed)
@@ -155,7 +155,7 @@ def same_file(one: Tensor, two: Tensor) -> bool:
 
 def write_split(folder: Path, split: str, rows: list[Row]) -> None:
     """Write `<split>.jsonl` and its pictures below `<split>/`."""
-    chosen = write_pictures(folder, f"{split}/chosen", [r[1] for r in rows])
-    rejected = write_pictures(folder, f"{split}/rejected", [r[2] for r in rows])
+    chosen = write_images(folder, f"{split}/chosen", [r[1] for r in rows])
+    rejected = write_images(folder, f"{split}/rejected", [r[2] for r in rows])
     lines = [{"caption": r[0], "chosen": a, "rejected": b} for r, a, b in zip(rows, chosen, rejected, strict=True)]
     write_jsonl(folder / f"{split}.jsonl", lines)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from pl_prefopt.datamodules import relabel_images
-from pl_prefopt.datamodules.media.samples import write_jsonl
 from pl_prefopt.judges import Colourfulness, Sharpness
+from pl_prefopt.utilities.files import write_jsonl
 
 JUDGES = {"sharpness": Sharpness, "colourfulness": Colourfulness}
 SKIMAGE = {"astronaut": "an astronaut", "coffee": "a cup of coffee", "chelsea": "a cat", "rocket": "a rocket"}

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pl_prefopt.datamodules.files.cache import generated_folder
 from pl_prefopt.datamodules.text import TextPreferenceDataModule
-from pl_prefopt.datamodules.text.build import generated_folder
-from pl_prefopt.datamodules.tokenizers import SPECIALS, TokenizerBuilder, write_once
+from pl_prefopt.datamodules.tokenizers import SPECIALS, TokenizerBuilder
 from pl_prefopt.demo.text.pairs import Recipe, write_splits
 from pl_prefopt.demo.text.world import PROMPT, SIGNS, WORDS, SentimentWorld
 from pl_prefopt.utilities.configurable import to_config
+from pl_prefopt.utilities.files import create_folder
 
 FORMAT = 2
 
@@ -116,4 +117,4 @@ class SentimentDataModule(TextPreferenceDataModule):
         super().setup(stage)
 
     def _write(self) -> None:
-        write_once(self.folder, lambda work: write_splits(work, self.world, self.recipe, self.seed))
+        create_folder(self.folder, lambda work: write_splits(work, self.world, self.recipe, self.seed))

@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from pl_prefopt.datamodules import TrainedTokenizer
-from pl_prefopt.datamodules.files.checks import BadRow
 from pl_prefopt.datamodules.text.formats import Example, parse
 from pl_prefopt.datamodules.text.tokenize import Encoded, Encoder
+from pl_prefopt.utilities.rows import BadRow
 
 TEXTS = [
     "The sky is blue and wide.",
@@ -96,7 +96,7 @@ def test_one_bos_and_one_eos(bpe: Any) -> None:
     assert [c.count(bpe.eos_token_id) for c in row.completions] == [1, 1]
     kept = encode(bpe, raw, eos="keep")
     assert [c.count(bpe.eos_token_id) for c in kept.completions] == [1, 0]
-    with pytest.raises(ValueError, match=r"eos: found 'add'; accepted: 'append', 'keep'"):
+    with pytest.raises(ValueError, match=r"eos must be one of append, keep, got 'add'"):
         Encoder(bpe, eos="add")
 
 
@@ -183,7 +183,7 @@ def test_bad_conversations(bpe: Any, chat: Any) -> None:
     with pytest.raises(BadRow, match=r"no chat template.*Set chat_template:"):
         encode(bpe, CHAT)
     chat.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(BadRow, match="writes the prompt differently") as caught:
+    with pytest.raises(BadRow, match="whose prompt the chat template writes differently") as caught:
         encode(chat, CHAT)
     assert caught.value.reason == "prompt_not_prefix"
     chat.chat_template = "{{ raise_exception('roles must alternate') }}"

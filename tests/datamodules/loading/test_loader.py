@@ -142,7 +142,9 @@ def test_state_continues_and_another_epoch_starts_anew() -> None:
 def test_a_position_in_another_order_is_refused() -> None:
     first = loader()
     next(iter(first))
-    with pytest.raises(ValueError, match=r"epoch 0, batch 1, order \w+, but this run's order is \w+"):
+    with pytest.raises(
+        ValueError, match=r"must be that of the checkpoint \(epoch 0, batch 1, order \w+\), got order \w+"
+    ):
         loader(seed=1).load_state_dict(first.state_dict())
     with pytest.raises(ValueError, match="batch_size"):
         loader(batch=1, accumulate=2).load_state_dict(first.state_dict())

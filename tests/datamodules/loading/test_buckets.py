@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pl_prefopt.datamodules import ImagePreferenceDataModule, Share
+from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule, Share
 from pl_prefopt.datamodules.loading.buckets import BucketBatches, BucketEvalBatches
-from tests.datamodules.images import noise, picture_folder
+from tests.datamodules.sample_images import image_folder, noise
 
 BUCKETS = np.array([0] * 11 + [1] * 5 + [2] * 7)
 
@@ -56,21 +56,21 @@ def test_evaluation_sees_every_pair_once(world: int) -> None:
 
 
 def test_too_few_pairs_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"buckets of \[11, 5, 7\] pairs do not fill one optimiser step"):
+    with pytest.raises(ValueError, match=r"must fill one optimizer step .*, got buckets of \[11, 5, 7\] pairs"):
         BucketBatches(BUCKETS, 12, Share())
-    with pytest.raises(ValueError, match="drop_last=False with 2 devices"):
+    with pytest.raises(ValueError, match="drop_last must be True on several devices, got False with 2 devices"):
         BucketBatches(BUCKETS, 2, Share(0, 2), drop_last=False)
-    with pytest.raises(ValueError, match="val: 3 pairs in buckets cannot be shared by 2 devices"):
+    with pytest.raises(ValueError, match=r"val must hold enough pairs per bucket for 2 devices .*, got 3 pairs"):
         BucketEvalBatches(np.array([0, 1, 2]), 4, Share(0, 2), name="val")
 
 
 def test_a_folder_of_two_aspect_ratios(tmp_path: Path) -> None:
-    path = picture_folder(tmp_path / "data", 6)
+    path = image_folder(tmp_path / "data", 6)
     for i in (1, 4):
         noise(60 + i, 40, 20).save(path.parent / f"good{i}.png")
     buckets = [[12, 16], [16, 8]]
     data = ImagePreferenceDataModule(
-        str(path), val=str(path), buckets=buckets, batch_size=2, cache_dir=str(tmp_path / "cache")
+        str(path), val=str(path), geometry=Geometry(buckets=buckets), batch_size=2, cache_dir=str(tmp_path / "cache")
     )
     data.setup("fit")
     assert data.stats("train")["buckets"] == {"12x16": 4, "16x8": 2}

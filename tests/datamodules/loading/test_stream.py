@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from pl_prefopt.datamodules import Share, TextPreferenceDataModule, TrainedTokenizer
+from pl_prefopt.datamodules import Share, TextPreferenceDataModule, TrainedTokenizer, Truncation
+from pl_prefopt.datamodules.files.arrow import ParquetStream
 from pl_prefopt.datamodules.loading.stream import StreamLoader
-from tests.datamodules.files import word_pairs, write_jsonl
+from tests.datamodules.sample_files import word_pairs, write_jsonl
 
 N = 23
 
@@ -35,8 +37,9 @@ def module(path: Path, **options: Any) -> TextPreferenceDataModule:
 def stream(path: Path, share: Share | None = None, accumulate: int = 1, **options: Any) -> StreamLoader:
     data = module(path, **options)
     data.setup("fit")
-    loader = data._make_train_loader()
-    loader.share, loader.accumulate = share or Share(), accumulate
+    loader = data.make_train_loader()
+    assert isinstance(loader, StreamLoader)
+    loader.blocks.share, loader.accumulate = share or Share(), accumulate
     return loader
 
 
@@ -112,7 +115,7 @@ def test_limit_and_hub_streams(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert (name, split, streaming) == ("somebody/pairs", "train", True)
         return datasets.IterableDataset.from_generator(_rows, gen_kwargs={"path": str(path)})
 
-    tokenizer = stream(path).blocks.tokenizer
+    tokenizer: Any = module(path).tokenizer
     folder = str(path.parent / "tokenizer")
     tokenizer.save_pretrained(folder)
     monkeypatch.setattr(datasets, "load_dataset", remote)
@@ -170,3 +173,49 @@ def test_lightning_resumes_a_stream_that_it_reads_ahead(path: Path, tmp_path: Pa
     with pytest.raises(Stop):
         fit(cut, "cut")
     assert cut.rows + fit(Recorder(), "rest", str(tmp_path / "cut" / f"step={stop}.ckpt")) == whole
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_each_rank_tokenises_its_own_share_only(path: Path, world: int) -> None:
+    loaders = [stream(path, Share(r, world), batch_size=1) for r in range(world)]
+    batches = [seen(loader) for loader in loaders]
+    assert {len(b) for b in batches} == {N // world}
+    assert sum(loader.counts["read"] for loader in loaders) == N
+    rows = flat([row for part in batches for row in part])
+    assert len(set(rows)) == len(rows) == N // world * world
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("bad", [[7], [0, 1, 2, 3, 4], list(range(3, N))])
+def test_ranks_stop_together_whatever_is_dropped(tmp_path: Path, world: int, bad: list[int]) -> None:
+    rows = word_pairs(N)
+    for i in bad:
+        rows[i]["chosen"] = "  "
+    path = write_jsonl(tmp_path / "bad.jsonl", rows)
+    loaders = [stream(path, Share(r, world), batch_size=1, on_bad_row="drop") for r in range(world)]
+    batches = [seen(loader) for loader in loaders]
+    assert {len(b) for b in batches} == {N // world}
+    assert not set(flat([row for part in batches for row in part])) & set(bad)
+    counts = sum((loader.counts for loader in loaders), Counter[str]())
+    assert counts["dropped/empty_completion"] == counts["repeated"] == len(bad)
+    again = stream(path, Share(world - 1, world), batch_size=1, on_bad_row="drop")
+    again.load_state_dict(loaders[0].state_dict() | {"batches": 3})
+    assert seen(again) == batches[-1][3:]
+
+
+def test_a_stream_of_bad_rows_only_is_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "bad.jsonl", word_pairs(3))
+    with pytest.raises(ValueError, match=r"bad.jsonl must hold a row that can be used, got none"):
+        seen(stream(path, truncation=Truncation(3, prompt="drop")))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_parquet_is_streamed_in_place(path: Path, workers: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    table = path.with_suffix(".parquet")
+    parquet.write_table(pa.Table.from_pylist(word_pairs(N)), table, row_group_size=4)
+    loader = stream(table, num_workers=workers)
+    assert isinstance(loader.blocks.source, ParquetStream)
+    assert seen(loader) == seen(stream(path))

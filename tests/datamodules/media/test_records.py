@@ -8,16 +8,24 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from pl_prefopt.datamodules.files.checks import BadRow
-from pl_prefopt.datamodules.media.records import ImageSource, Preference, parse_record, picture
-from tests.datamodules.files import write_jsonl
-from tests.datamodules.images import encoded, noise, picture_folder
+from pl_prefopt.datamodules.image.decode import image_kind
+from pl_prefopt.datamodules.media.records import MediaFile, MediaSource, Preference, media_file, parse_record
+from pl_prefopt.utilities.rows import BadRow
+from tests.datamodules.sample_files import write_jsonl
+from tests.datamodules.sample_images import encoded, image_folder, noise
 
 ROW = {"caption": "a cat", "image_0": b"x", "image_1": b"y", "label_0": 1}
 
 
 def read(row: dict[str, Any], columns: dict[str, str] | None = None) -> list[Preference]:
-    return parse_record(row, lambda value, name: picture(value, name, Path("folder")), columns).preferences
+    def find(cell: object, column: str) -> MediaFile:
+        return media_file(cell, column, "image", Path("folder"))
+
+    return parse_record(row, image_kind(), find, columns).preferences
+
+
+def image_source(spec: Any, **options: Any) -> MediaSource:
+    return MediaSource.open(spec, image_kind(), **options)
 
 
 @pytest.mark.parametrize(
@@ -43,24 +51,24 @@ def test_pick_a_pic_parquet(tmp_path: Path) -> None:
         "label_1": [1.0, 0.5],
     }
     parquet.write_table(pa.table(table), tmp_path / "train-00000.parquet")
-    source = ImageSource(str(tmp_path))
+    source = image_source(str(tmp_path))
     assert [source[i].preferences[0] for i in range(2)] == [Preference(1, 0, 1.0), Preference(0, 1, 0.5)]
-    assert [p.read() for p in source[1].pictures] == [images[1], images[3]]
+    assert [p.read() for p in source[1].files] == [images[1], images[3]]
     assert source[0].caption == "a"
 
 
 def test_folder_with_jsonl_and_csv(tmp_path: Path) -> None:
-    path = picture_folder(tmp_path / "data", 2, weight=0.5)
-    record = ImageSource(str(path))[1]
+    path = image_folder(tmp_path / "data", 2, weight=0.5)
+    record = image_source(str(path))[1]
     assert (record.caption, record.numbers, record.preferences) == (
         "caption 1",
         {"weight": 0.5},
         [Preference(0, 1, 1.0)],
     )
-    assert record.pictures[1].read() == (tmp_path / "data" / "bad1.png").read_bytes()
+    assert record.files[1].read() == (tmp_path / "data" / "bad1.png").read_bytes()
     with (tmp_path / "data" / "pairs.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["caption", "image_0", "image_1", "label_0"], ["x", "good0.png", "bad0.png", "0"]])
-    record = ImageSource(str(tmp_path / "data" / "pairs.csv"))[0]
+    record = image_source(str(tmp_path / "data" / "pairs.csv"))[0]
     assert record.preferences == [Preference(1, 0, 1.0)]
 
 
@@ -71,13 +79,13 @@ def test_rankings_give_all_ordered_pairs() -> None:
 
 
 def test_columns_and_image_folder(tmp_path: Path) -> None:
-    picture_folder(tmp_path / "pictures", 1)
+    image_folder(tmp_path / "pictures", 1)
     rows = [{"what": "a dog", "better": "good0.png", "worse": "bad0.png"}]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     columns = {"caption": "what", "chosen": "better", "rejected": "worse"}
-    source = ImageSource(str(path), columns=columns, image_folder=str(tmp_path / "pictures"))
-    assert source[0].pictures[0].read() == (tmp_path / "pictures" / "good0.png").read_bytes()
-    assert source.stamp() != ImageSource(str(path)).stamp()
+    source = image_source(str(path), columns=columns, folder=str(tmp_path / "pictures"))
+    assert source[0].files[0].read() == (tmp_path / "pictures" / "good0.png").read_bytes()
+    assert source.stamp() != image_source(str(path)).stamp()
 
 
 def test_images_of_a_datasets_folder_stay_encoded(tmp_path: Path) -> None:
@@ -91,21 +99,21 @@ def test_images_of_a_datasets_folder_stay_encoded(tmp_path: Path) -> None:
         label_0=datasets.Value("float"),
     )
     datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / "set")
-    picture = ImageSource(str(tmp_path / "set"))[0].pictures[0]
+    picture = image_source(str(tmp_path / "set"))[0].files[0]
     assert picture.read().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("row", "reason", "words"),
     [
-        (ROW | {"label_0": 0.7}, "bad_label", "field 'label_0': found 0.7; accepted: 0, 0.5 or 1"),
-        (ROW | {"label_0": 0, "label_1": 0}, "bad_label", "field 'label_1': found 0; accepted: 1, as label_0 is 0"),
-        (ROW | {"label_0": True}, "bad_label", "found True"),
+        (ROW | {"label_0": 0.7}, "bad_label", "field 'label_0' must be 0, 0.5 or 1, got 0.7"),
+        (ROW | {"label_0": 0, "label_1": 0}, "bad_label", "field 'label_1' must be 1, as label_0 is 0, got 0"),
+        (ROW | {"label_0": True}, "bad_label", "got True"),
         (ROW | {"label_0": None}, "missing_column", "field 'label_0'"),
         (ROW | {"caption": None}, "missing_caption", "columns: {caption"),
         (ROW | {"caption": "  "}, "missing_caption", "visible character"),
         (ROW | {"image_0": b""}, "empty_image", "0 bytes"),
-        (ROW | {"image_0": 3}, "bad_type", "field 'image_0': found 3"),
+        (ROW | {"image_0": 3}, "bad_type", "field 'image_0' must be the bytes of a file (image), or its path, got 3"),
         ({"caption": "a"}, "missing_column", "field 'chosen'"),
         ({"caption": "a", "chosen": "x.png"}, "missing_column", "field 'rejected'"),
         ({"caption": "a", "chosen": "x.png", "rejected": "./x.png"}, "identical", "'x.png' twice"),
@@ -126,18 +134,20 @@ def test_bad_rows_are_named(row: dict[str, Any], reason: str, words: str) -> Non
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     rows = [{"caption": "a", "chosen": "no.png", "rejected": "other.png"}]
-    record = ImageSource(str(write_jsonl(tmp_path / "rows.jsonl", rows)))[0]
-    with pytest.raises(BadRow, match=r"field 'chosen': found no readable file 'no.png'"):
-        record.pictures[0].read()
+    record = image_source(str(write_jsonl(tmp_path / "rows.jsonl", rows)))[0]
+    with pytest.raises(
+        BadRow, match=r"field 'chosen' must be an existing file \(image\), got no readable file 'no.png'"
+    ):
+        record.files[0].read()
 
 
 def test_made_rows_may_name_images_one_folder_up(tmp_path: Path) -> None:
-    picture_folder(tmp_path / "a", 1)
+    image_folder(tmp_path / "a", 1)
     (tmp_path / "b").mkdir()
     rows = [{"caption": "x", "chosen": "../a/good0.png", "rejected": "../a/bad0.png"}]
     path = str(write_jsonl(tmp_path / "b" / "pairs.jsonl", rows))
-    assert ImageSource(path, above=1)[0].pictures[0].read() == (tmp_path / "a" / "good0.png").read_bytes()
+    assert image_source(path, above=1)[0].files[0].read() == (tmp_path / "a" / "good0.png").read_bytes()
     for above in (0, 1):
         write_jsonl(tmp_path / "b" / "pairs.jsonl", [rows[0] | {"chosen": "../" * (above + 1) + "x.png"}])
         with pytest.raises(BadRow, match="inside the data folder"):
-            ImageSource(path, above=above)[0]
+            image_source(path, above=above)[0]

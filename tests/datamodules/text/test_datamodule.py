@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from pl_prefopt.datamodules import PretrainedTokenizer, TextPreferenceDataModule, TokenizerBuilder, TrainedTokenizer
+from pl_prefopt.datamodules import (
+    PretrainedTokenizer,
+    TextPreferenceDataModule,
+    TokenizerBuilder,
+    TrainedTokenizer,
+    Truncation,
+)
 from pl_prefopt.utilities.configurable import from_config
-from tests.datamodules.files import SHARED, word_pairs, write_jsonl
+from tests.datamodules.sample_files import SHARED, word_pairs, write_jsonl
 
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder ../shared/data/text is not here")
 CHAT = (
@@ -109,7 +115,9 @@ def test_ragged_lists(tmp_path: Path) -> None:
         {"prompt": "p", "completions": [f" a{j} b" for j in range(2 + i % 3)], "relevance": [*range(2 + i % 3)]}
         for i in range(12)
     ]
-    data = ready(write_jsonl(tmp_path / "a.jsonl", rows), length_buckets=False, batch_size=12, max_length=20)
+    data = ready(
+        write_jsonl(tmp_path / "a.jsonl", rows), length_buckets=False, batch_size=12, truncation=Truncation(20)
+    )
     batch = next(iter(data.train_dataloader()))
     sizes = 2 + batch["index"] % 3
     assert batch["completion_ids"].shape[1] == 4
@@ -121,7 +129,7 @@ def test_ragged_lists(tmp_path: Path) -> None:
 def test_second_stage_gets_the_same_ids(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = ready(path, tokenizer=TrainedTokenizer(300))
     monkeypatch.setattr(TrainedTokenizer, "_train", lambda *_: pytest.fail("trained again"))
-    second = ready(path, tokenizer=TrainedTokenizer(300), max_length=64, batch_size=2)
+    second = ready(path, tokenizer=TrainedTokenizer(300), truncation=Truncation(64), batch_size=2)
     assert first.tokenizer.get_vocab() == second.tokenizer.get_vocab()
     assert first.vocab_size == second.vocab_size == len(first.tokenizer)
     assert first.datasets["train"].digest() == second.datasets["train"].digest()
@@ -144,12 +152,12 @@ def test_tokenizer_from_files_path_and_folder(path: Path, tmp_path: Path) -> Non
 def test_tokenised_rows_come_from_the_cache(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = module(path)
     data.prepare_data()
-    monkeypatch.setattr("pl_prefopt.datamodules.text.build._write", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr("pl_prefopt.datamodules.text.build.tokenize", lambda *_, **__: pytest.fail("tokenised again"))
     again = module(path, batch_size=2, seed=5, num_workers=1)
     again.prepare_data()
     again.setup("fit")
     monkeypatch.undo()
-    other = ready(path, max_length=7)
+    other = ready(path, truncation=Truncation(7))
     assert other.datasets["train"].folder != again.datasets["train"].folder
     path.write_text(path.read_text().replace("good", "good good"), encoding="utf-8")
     assert ready(path).datasets["train"].digest() != again.datasets["train"].digest()
@@ -163,7 +171,7 @@ def test_digest_depends_on_what_the_model_sees_only(path: Path, tmp_path: Path) 
     rows = data.datasets["train"]
     assert rows.select(np.arange(40)).digest() == base
     assert rows.select(np.arange(40)[::-1]).digest() != base
-    assert ready(path, max_length=7).datasets["train"].digest() != base
+    assert ready(path, truncation=Truncation(7)).datasets["train"].digest() != base
     assert ready(path, eos="keep").datasets["train"].digest() != base
 
 
@@ -191,9 +199,7 @@ def test_statistics(tmp_path: Path) -> None:
         pair("p", "a b", "c"), pair("p", "a b", "c"), pair("p", "a b", "d"), pair("p", "c", "a b"), pair("q", "a", "b"),
         pair("q", "", "b"), pair("q", "b", "b"), pair("q", "x y z z z", "x y z z w"),
     ]  # fmt: skip
-    data = ready(
-        write_jsonl(tmp_path / "a.jsonl", rows), on_bad_row="drop", max_length=5, max_prompt_length=2, batch_size=1
-    )
+    data = ready(write_jsonl(tmp_path / "a.jsonl", rows), on_bad_row="drop", truncation=Truncation(5, 2), batch_size=1)
     stats = data.stats("train")
     assert stats["rows"] == 5
     assert stats["counts"] == {
@@ -246,13 +252,16 @@ def broken_pairs(**change: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"chosen": None}, r"a.jsonl, line 4: field 'chosen': found only 'prompt', .*; accepted: a column"),
-        ({"prompt": ""}, r"a.jsonl, line 4: field 'prompt': found ''; accepted: text"),
-        ({"rejected": " "}, r"a.jsonl, line 4: field 'rejected': found ' '; accepted: text"),
-        ({"chosen": "x", "rejected": "x"}, r"a.jsonl, line 4: field 'rejected': found the same as chosen"),
-        ({"weight": float("nan")}, r"a.jsonl, line 4: field 'weight': found nan; accepted: a finite number >= 0"),
-        ({"weight": 1.0}, r"a.jsonl, line 4: field 'weight': found it in some rows only"),
-        ({"chosen": [{"role": "user", "content": "x"}]}, r"a.jsonl, line 4: field 'rejected': found text beside turns"),
+        ({"chosen": None}, r"a.jsonl, line 4: field 'chosen' must be a column, got only 'prompt', "),
+        ({"prompt": ""}, r"a.jsonl, line 4: field 'prompt' must be text, got ''"),
+        ({"rejected": " "}, r"a.jsonl, line 4: field 'rejected' must be text .*, got ' '"),
+        ({"chosen": "x", "rejected": "x"}, r"a.jsonl, line 4: field 'rejected' must be .*, got the same as chosen"),
+        ({"weight": float("nan")}, r"a.jsonl, line 4: field 'weight' must be a finite number >= 0, got nan"),
+        ({"weight": 1.0}, r"a.jsonl, line 4: field 'weight' must be alike in all rows, got it in some rows only"),
+        (
+            {"chosen": [{"role": "user", "content": "x"}]},
+            r"a.jsonl, line 4: field 'rejected' must be like the other .*, got text beside turns",
+        ),
     ],
 )
 def test_bad_rows_stop_before_the_first_step(change: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -267,24 +276,24 @@ def test_bad_rows_stop_before_the_first_step(change: dict[str, Any], words: str,
 
 def test_all_rows_dropped(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", word_pairs(3))
-    with pytest.raises(ValueError, match=r"no row is left; counted: .*prompt_too_long': 3"):
-        ready(path, max_length=3, prompt_truncation="drop")
+    with pytest.raises(ValueError, match=r"at least one row must be left, got none; counted: .*prompt_too_long': 3"):
+        ready(path, truncation=Truncation(3, prompt="drop"))
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_size": 0}, "batch_size: found 0"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ({"num_workers": -1}, "num_workers"),
-        ({"eval_batch_size": 2.5}, "eval_batch_size: found 2.5"),
-        ({"on_bad_row": "skip"}, "on_bad_row: found 'skip'; accepted: 'error', 'drop'"),
-        ({"val": 1.5}, r"val: found 1.5; accepted: a fraction in \(0, 1\)"),
-        ({"val": 1}, "val: found 1; accepted"),
-        ({"val": 0.5, "streaming": True}, "val: found the fraction 0.5 with streaming"),
-        ({"columns": {"choosen": "a"}}, "columns: found 'choosen'.*mean 'chosen'"),
-        ({"limit": {"training": 3}}, "limit: found 'training'.*mean 'train'"),
-        ({"limit": 0}, "limit: found 0"),
-        ({"eos": "add"}, "eos: found 'add'"),
+        ({"eval_batch_size": 2.5}, "eval_batch_size must be .* or None, got 2.5"),
+        ({"on_bad_row": "skip"}, "on_bad_row must be one of error, drop, got 'skip'"),
+        ({"val": 1.5}, r"val must be files, or a fraction in \(0, 1\) .*, got 1.5"),
+        ({"val": 1}, "val must be .*, got 1$"),
+        ({"val": 0.5, "streaming": True}, "must be files without .* fraction with streaming, got .*val=0.5"),
+        ({"columns": {"choosen": "a"}}, "columns must be one of .*, got 'choosen'.*mean 'chosen'"),
+        ({"limit": {"training": 3}}, "limit must be one of .*, got 'training'.*mean 'train'"),
+        ({"limit": 0}, "limit must be an integer >= 1 or None, got 0"),
+        ({"eos": "add"}, "eos must be one of append, keep, got 'add'"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], words: str, path: Path) -> None:
@@ -293,29 +302,29 @@ def test_bad_arguments(options: dict[str, Any], words: str, path: Path) -> None:
 
 
 def test_no_data_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="train, val, test: none is given"):
+    with pytest.raises(ValueError, match=r"train, val or test must be .*, got none of the three"):
         module(None, folder=tmp_path)
 
 
 def test_tokenizer_without_pad_or_eos(path: Path, tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    core = ready(path).tokenizer.backend_tokenizer
+    core: Any = getattr(ready(path).tokenizer, "backend_tokenizer")  # noqa: B009  only fast tokenizers have it
     bare, no_eos = str(tmp_path / "bare"), str(tmp_path / "no_eos")
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>").save_pretrained(bare)
     PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>").save_pretrained(no_eos)
-    with pytest.raises(ValueError, match=r"bare': has no padding token.*pad_token: '<eos>'"):
+    with pytest.raises(ValueError, match=r"bare' must have a padding token.*pad_token: '<eos>'"):
         ready(path, tokenizer=bare)
-    with pytest.raises(ValueError, match=r"no_eos': has no EOS token.*eos: keep"):
+    with pytest.raises(ValueError, match=r"no_eos' must have an EOS token.*eos: keep"):
         ready(path, tokenizer=no_eos)
     assert ready(path, tokenizer=no_eos, eos="keep").tokenizer.eos_token_id is None
     mended = ready(path, tokenizer=PretrainedTokenizer(bare, pad_token="<eos>"))
     assert mended.tokenizer.pad_token_id == mended.tokenizer.eos_token_id
-    with pytest.raises(ValueError, match=r"pad_token: '<nothing>' is not in the vocabulary"):
+    with pytest.raises(ValueError, match=r"pad_token must be in the vocabulary .*, got '<nothing>'"):
         ready(path, tokenizer=PretrainedTokenizer(bare, pad_token="<nothing>"))
     with pytest.raises(ValueError, match=r"tokenizer: '.*nowhere' could not be loaded"):
         ready(path, tokenizer=str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="vocab_size: found 100; accepted for kind 'bpe'"):
+    with pytest.raises(ValueError, match=r"vocab_size must be at least 260 .* for kind 'bpe', got 100"):
         TrainedTokenizer(100)
 
 
@@ -323,19 +332,21 @@ def test_conversations_need_a_template(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Hi"}]
     rows = [{"prompt": turns, "chosen": f"a {i}", "rejected": f"b {i}"} for i in range(4)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(ValueError, match=r"a.jsonl, line 1: field 'prompt': .*no chat template.*Set chat_template"):
+    with pytest.raises(
+        ValueError, match=r"a.jsonl, line 1: field 'prompt' must be plain text, .*no chat template.*Set chat_template"
+    ):
         ready(path, on_bad_row="drop")
     file = tmp_path / "chat.jinja"
     file.write_text(CHAT, encoding="utf-8")
     one, two = ready(path, chat_template=CHAT), ready(path, chat_template=str(file))
     assert one.datasets["train"].digest() == two.datasets["train"].digest()
-    with pytest.raises(ValueError, match=r"chat_template: no file 'chat.jinj'"):
+    with pytest.raises(ValueError, match=r"chat_template must be .*, got no file 'chat.jinj'"):
         ready(path, chat_template="chat.jinj")
 
 
 def test_importing_the_package_is_light() -> None:
     code = "import sys, pl_prefopt.datamodules; print({'transformers', 'datasets', 'lightning'} & set(sys.modules))"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout.strip() == "set()"
     )
@@ -360,7 +371,12 @@ def test_film_pairs(tmp_path: Path) -> None:
 def test_real_conversations(tmp_path: Path) -> None:
     path = SHARED / "dpo_en_demo.json"
     data = ready(
-        path, folder=tmp_path, tokenizer=TrainedTokenizer(1000), chat_template=CHAT, max_length=512, on_bad_row="drop"
+        path,
+        folder=tmp_path,
+        tokenizer=TrainedTokenizer(1000),
+        chat_template=CHAT,
+        truncation=Truncation(512),
+        on_bad_row="drop",
     )
     stats = data.stats("train")
     assert stats["counts"]["read"] == 300

@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
-from pl_prefopt.datamodules.base import PreferenceDataModule
 
 ROWS = [
     {"prompt": "the cat", "chosen": " sat down", "rejected": " ran"},
@@ -49,7 +46,8 @@ def test_written_pairs_take_the_place_of_the_rows(tmp_path: Path) -> None:
     assert lines == [{"prompt": "a dog", "chosen": " sat", "rejected": " ran", "score_chosen": 0.5}] * 5
     asked: list[str | None] = [None, path, path]
     data.provide_train(lambda: asked.pop(0))
-    assert [len(data.train_dataloader()) for _ in range(3)] == [3, 5, 5]
+    loaders: list[Any] = [data.train_dataloader() for _ in range(3)]
+    assert [len(loader) for loader in loaders] == [3, 5, 5]
     assert data.texts("train", 4)["completions"] == [" sat", " ran"]
     assert data.conditions() == ["the cat", "a dog"]
     assert data.truths(["the cat"]) == [" sat down"]
@@ -82,33 +80,8 @@ def test_a_conversation_stays_one(tmp_path: Path) -> None:
 
 def test_rows_that_cannot_be_sampled_for_are_refused(tmp_path: Path) -> None:
     data = made(tmp_path, [{"chosen": "the cat sat", "rejected": "the cat ran"}])
-    with pytest.raises(ValueError, match="row 0 has no prompt column"):
+    with pytest.raises(ValueError, match="row 0 must have a prompt column"):
         data.conditions()
     stream = made(tmp_path, ROWS, streaming=True)
-    with pytest.raises(ValueError, match="streaming: false"):
+    with pytest.raises(ValueError, match="streaming must be false"):
         stream.conditions()
-
-
-def test_pictures_are_kept_to_eight_bits_and_named_from_where_the_pairs_stand(tmp_path: Path) -> None:
-    from PIL import Image
-
-    data = PreferenceDataModule()
-    pictures = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
-    made = data.write_samples(tmp_path, "round-000/samples/000007", list(pictures))
-    assert made == ["round-000/samples/000007-0.png", "round-000/samples/000007-1.png"]
-    row = {"condition": "a cat", "chosen": made[1], "rejected": made[0], "round": 0}
-    line = json.loads(Path(data.write_pairs(tmp_path, "round-001/pairs", [row])).read_text())
-    assert line == {
-        "caption": "a cat",
-        "chosen": "../round-000/samples/000007-1.png",
-        "rejected": "../round-000/samples/000007-0.png",
-        "round": 0,
-    }
-    with Image.open(tmp_path / "round-001" / line["chosen"]) as picture:
-        seen = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
-    assert (seen - pictures[1]).abs().max() <= 0.5 / 255 + 1e-6
-    for wrong in (pictures[0] * 2, pictures[0] - 1, torch.full((3, 2, 2), torch.nan), torch.zeros(1, 2, 2)):
-        with pytest.raises(ValueError, match=r"pictures \(3, H, W\) in \[0, 1\]"):
-            data.write_samples(tmp_path, "x", [wrong])
-    with pytest.raises(ValueError, match="cannot replace"):
-        data.replace_train("pairs.jsonl")

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pl_prefopt.datamodules.files.checks import BadRow, inside
 from pl_prefopt.datamodules.files.open import open_source
 from pl_prefopt.datamodules.files.readers import Source
-from tests.datamodules.files import write_jsonl
+from pl_prefopt.utilities.rows import BadRow, inside
+from tests.datamodules.sample_files import write_jsonl
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"p{i}", "chosen": f"yes, {i}\n", "rejected": f'"no" {i} é', "margins": [[1.0], [float(i)]]}
@@ -115,7 +115,7 @@ def test_a_folder_with_splits_never_mixes_them(tmp_path: Path) -> None:
     assert list(open_source(str(tmp_path), "val/film")) == ROWS[3:4]
     assert list(open_source(str(tmp_path), "test")) == ROWS[4:]
     (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"test: folder .* holds no file for it among train-00000.jsonl"):
+    with pytest.raises(ValueError, match=r"test: folder .* must hold a file for it, got train-00000.jsonl"):
         open_source(str(tmp_path), "test")
 
 
@@ -133,20 +133,20 @@ def broken(path: Path, content: bytes) -> str:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.jsonl", b'{"x": "a"}\n{"chosen": "caf\xe9"}\n', r"a.jsonl, line 2: byte 0xe9 at position 15 is not.*iconv"),
-        ("a.json", b'[{"chosen": "caf\xe9"}]', r"a.json: byte 0xe9 at position 16 is not UTF-8"),
-        ("a.csv", b"chosen,rejected\ncaf\xe9,b\n", r"a.csv: byte 0xe9"),
-        ("a.jsonl", b'{"a": 1}\n\n{"a": \n', r"a.jsonl, line 3: not valid JSON at column"),
-        ("a.jsonl", b'{"a": 1}\n[1, 2]\n', r"a.jsonl, line 2: found a list; accepted: an object"),
-        ("a.json", b'{"a": 1}\n{"a": 2}', r"a.json: not valid JSON at line 2.*must end in .jsonl"),
-        ("a.json", b'{"a": 1}', r"a.json: found a dict at the top; accepted: a list"),
-        ("a.json", b"[1]", r"a.json, row 1: found a int"),
-        ("a.jsonl", b"\n\n", r"a.jsonl: holds no row"),
-        ("a.csv", b"chosen,rejected\na\n", r"a.csv, row 1: found another number of fields than the 2"),
-        ("a.csv", b"chosen,rejected\na,b,c\n", r"a.csv, row 1: found another number of fields"),
-        ("a.csv", b'chosen,rejected\n"a,b\n', r"a.csv, after line 1: not valid CSV"),
-        ("a.txt", b"hello", r"found the ending '.txt'; accepted: .jsonl"),
-        ("a.parquet", b"PAR1 and nothing more", r"a.parquet: cannot be read as Parquet \(21 bytes"),
+        ("a.jsonl", b'{"x": "a"}\n{"chosen": "caf\xe9"}\n', r"a.jsonl, line 2 must .*byte 0xe9 at position 15.*iconv"),
+        ("a.json", b'[{"chosen": "caf\xe9"}]', r"a.json must be UTF-8 text, got byte 0xe9 at position 16"),
+        ("a.csv", b"chosen,rejected\ncaf\xe9,b\n", r"a.csv must be UTF-8 text, got byte 0xe9"),
+        ("a.jsonl", b'{"a": 1}\n\n{"a": \n', r"a.jsonl, line 3 must be one JSON object, got an error at column"),
+        ("a.jsonl", b'{"a": 1}\n[1, 2]\n', r"a.jsonl, line 2 must be an object with named fields, got a list"),
+        ("a.json", b'{"a": 1}\n{"a": 2}', r"a.json must be one JSON list.* at line 2.*must end in .jsonl"),
+        ("a.json", b'{"a": 1}', r"a.json must be one JSON list of objects, got a dict at the top"),
+        ("a.json", b"[1]", r"a.json, row 1 must be an object with named fields, got a int"),
+        ("a.jsonl", b"\n\n", r"a.jsonl must hold at least one row"),
+        ("a.csv", b"chosen,rejected\na\n", r"a.csv, row 1 must have 2 fields, as the header, got another number"),
+        ("a.csv", b"chosen,rejected\na,b,c\n", r"a.csv, row 1 must have 2 fields"),
+        ("a.csv", b'chosen,rejected\n"a,b\n', r"a.csv must be valid CSV, got an error after line 1"),
+        ("a.txt", b"hello", r"must end in one of .jsonl.*, got '.txt'"),
+        ("a.parquet", b"PAR1 and nothing more", r"a.parquet must be a complete Parquet file, got 21 bytes"),
     ],
 )  # fmt: skip
 def test_broken_files_say_where_and_what(name: str, content: bytes, words: str, tmp_path: Path) -> None:
@@ -158,27 +158,35 @@ def test_broken_files_say_where_and_what(name: str, content: bytes, words: str, 
 def test_truncated_parquet(tmp_path: Path) -> None:
     whole = Path(as_parquet(tmp_path / "a.parquet")).read_bytes()
     for share in (0.5, 0.99):
-        with pytest.raises(ValueError, match=r"cut.parquet: cannot be read as Parquet .*cut off while copying"):
+        with pytest.raises(ValueError, match=r"cut.parquet must be a complete Parquet file, .*cut off while copying"):
             list(open_source(broken(tmp_path / "cut.parquet", whole[: int(share * len(whole))])))
     damaged = whole[:10] + b"\0" * 400 + whole[410:]
-    with pytest.raises(ValueError, match=r"hole.parquet: cannot be read as Parquet"):
+    with pytest.raises(ValueError, match=r"hole.parquet must be a complete Parquet file"):
         list(open_source(broken(tmp_path / "hole.parquet", damaged)))
+
+
+def test_parquet_keeps_images_encoded(tmp_path: Path) -> None:
+    """Parquet that `datasets` wrote says which columns are images; rows hold their bytes all the same."""
+    features = datasets.Features(image=datasets.Image())
+    row = {"image": {"bytes": b"not decoded", "path": None}}
+    datasets.Dataset.from_list([row], features).to_parquet(tmp_path / "a.parquet")
+    assert open_source(str(tmp_path / "a.parquet"))[0] == row
 
 
 def test_missing_files_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     as_json(tmp_path / "pairs.json")
-    with pytest.raises(ValueError, match=r"val: no file '.*pair.json'.*Did you mean 'pairs.json'"):
+    with pytest.raises(ValueError, match=r"val must be an existing file, got '.*pair.json'.*Did you mean 'pairs.json'"):
         open_source(str(tmp_path / "pair.json"), "val")
-    with pytest.raises(ValueError, match=r"train: found \[\]; accepted: a path"):
+    with pytest.raises(ValueError, match=r"train must be a path.*, got \[\]"):
         open_source([])
-    with pytest.raises(ValueError, match="holds no data file"):
+    with pytest.raises(ValueError, match="must hold data files"):
         open_source(str(_empty(tmp_path)))
 
     def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(ValueError, match=r"'somebody/pairs' is no file or folder here.*no network"):
+    with pytest.raises(ValueError, match=r"got 'somebody/pairs': no file or folder.*no network"):
         open_source("somebody/pairs")
 
 
@@ -190,7 +198,7 @@ def _empty(path: Path) -> Path:
 def test_a_folder_of_several_splits_is_not_guessed(tmp_path: Path) -> None:
     data = datasets.Dataset.from_list(ROWS)
     datasets.DatasetDict({"train": data, "test": data}).save_to_disk(str(tmp_path / "d"))
-    with pytest.raises(ValueError, match=r"holds several splits; accepted: one of its folders: test, train"):
+    with pytest.raises(ValueError, match=r"must be one split of .*, got all: name the folder test or train"):
         open_source(str(tmp_path / "d"))
     assert list(open_source(str(tmp_path / "d" / "test"))) == ROWS
 
@@ -212,5 +220,5 @@ def test_a_link_among_the_files_is_followed_to_where_it_leads(tmp_path: Path) ->
     (root / "bad.png").symlink_to(tmp_path / "x.png")
     assert inside(root, "kept.png") == root / "a" / "x.png"
     assert inside(root, "a/../y.png") == root / "y.png"
-    with pytest.raises(BadRow, match=r"bad\.png.*a relative path inside the data folder"):
+    with pytest.raises(BadRow, match=r"a relative path inside the data folder, got 'bad\.png'"):
         inside(root, "bad.png")

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pl_prefopt.datamodules import ImagePreferenceDataModule, relabel_images
+from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule, relabel_images
 from pl_prefopt.judges import Judge
-from tests.datamodules.files import write_jsonl
-from tests.datamodules.images import encoded, picture_folder
+from tests.datamodules.sample_files import write_jsonl
+from tests.datamodules.sample_images import encoded, image_folder
 
 
 class Red(Judge):
@@ -65,7 +65,7 @@ def test_the_judge_decides_and_near_ties_are_counted(folder: Path) -> None:
     assert max(judge.sizes) == 2
     assert judge.seen[0] == ("x", (3, 5, 6))
     assert len(judge.seen) == len(set(judge.seen)) == 5
-    data = ImagePreferenceDataModule(str(folder / "out.jsonl"), resolution=4, cache_dir=str(folder / "cache"))
+    data = ImagePreferenceDataModule(str(folder / "out.jsonl"), geometry=Geometry(4), cache_dir=str(folder / "cache"))
     data.setup("fit")
     rows = data.datasets["train"]
     assert [round((rows[i]["pixels"][0, 0].mean().item() + 1) * 127.5) for i in range(2)] == [50, 200]
@@ -84,7 +84,7 @@ def test_bytes_and_rankings(tmp_path: Path, ending: str) -> None:
     out = tmp_path / "out" / f"pairs.{ending}"
     counts = relabel_images(str(tmp_path / "in.parquet"), Red(), out)
     assert counts == {"read": 1, "pairs": 3, "ties": 0, "agree": 1, "disagree": 2, "judged": 3}
-    data = ImagePreferenceDataModule(str(out), resolution=4, cache_dir=str(tmp_path / "cache"))
+    data = ImagePreferenceDataModule(str(out), geometry=Geometry(4), cache_dir=str(tmp_path / "cache"))
     data.setup("fit")
     rows = data.datasets["train"]
     reds = [[round((v.item() + 1) * 127.5) for v in rows[i]["pixels"][:, 0, 0, 0]] for i in range(3)]
@@ -94,7 +94,7 @@ def test_bytes_and_rankings(tmp_path: Path, ending: str) -> None:
 
 
 def test_many_rows_are_written_in_row_groups(tmp_path: Path) -> None:
-    path = picture_folder(tmp_path / "data", 70, (4, 4))
+    path = image_folder(tmp_path / "data", 70, (4, 4))
     relabel_images(str(path), Red(), tmp_path / "out.parquet", batch_size=7, ties="half")
     assert parquet.ParquetFile(tmp_path / "out.parquet").metadata.num_row_groups == 2
     assert parquet.read_table(tmp_path / "out.parquet")["caption"].to_pylist() == [
@@ -116,12 +116,12 @@ def test_nothing_is_left_behind_when_it_fails(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"margin": -1.0}, "margin: found -1.0"),
-        ({"margin": float("nan")}, "margin: found nan"),
-        ({"ties": "keep"}, "ties: found 'keep'"),
-        ({"out": "x.csv"}, r"out: found the ending '.csv'; accepted: .jsonl, .parquet"),
-        ({"out": "pairs.jsonl"}, "is there already"),
-        ({"margin": 1000.0}, "margin: no pair is left at 1000"),
+        ({"margin": -1.0}, "margin must be a number >= 0.*, got -1.0"),
+        ({"margin": float("nan")}, "margin must be .*, got nan"),
+        ({"ties": "keep"}, "ties must be one of drop, half, got 'keep'"),
+        ({"out": "x.csv"}, r"ending of out must be one of .jsonl, .parquet, got '.csv'"),
+        ({"out": "pairs.jsonl"}, "out must be a new file"),
+        ({"margin": 1000.0}, "margin must leave at least one pair, got none at 1000"),
         ({"batch_size": 0}, "batch_size"),
     ],
 )

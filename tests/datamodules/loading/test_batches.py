@@ -86,9 +86,9 @@ def test_one_process_evaluates_full_batches_in_the_order_of_the_file() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match=r"10 rows are fewer than one optimiser step of 16 rows"):
+    with pytest.raises(ValueError, match=r"train must hold at least one optimizer step of 16 rows .*, got 10"):
         TrainBatches(np.ones(10), 4, accumulate=4)
-    with pytest.raises(ValueError, match=r"drop_last=False with 2 devices"):
+    with pytest.raises(ValueError, match=r"drop_last must be True on several devices, got False with 2 devices"):
         TrainBatches(np.ones(10), 4, Share(0, 2), drop_last=False)
-    with pytest.raises(ValueError, match=r"val: 2 rows for 3 devices"):
+    with pytest.raises(ValueError, match=r"val must hold at least one row per device, got 2 rows for 3 devices"):
         EvalBatches(np.ones(2), 4, Share(0, 3), name="val")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.datamodules.files import write_jsonl
+from tests.datamodules.sample_files import write_jsonl
 
 
 def noise(seed: int, height: int = 24, width: int = 32) -> Image.Image:
@@ -25,7 +25,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return out.getvalue()
 
 
-def picture_folder(folder: Path, count: int, size: tuple[int, int] = (24, 32), **extra: Any) -> Path:
+def image_folder(folder: Path, count: int, size: tuple[int, int] = (24, 32), **extra: Any) -> Path:
     """A folder with pairs.jsonl and two PNG per row; returns the path of the JSONL."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

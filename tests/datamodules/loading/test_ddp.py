@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
-from tests.datamodules.files import word_pairs, write_jsonl
+from tests.datamodules.sample_files import word_pairs, write_jsonl
 
 
 class Recorder(L.LightningModule):

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pl_prefopt.datamodules.files.checks import BadRow
 from pl_prefopt.datamodules.text.formats import parse
+from pl_prefopt.utilities.rows import BadRow
 
 USER, SYSTEM = {"role": "user", "content": "Hi"}, {"role": "system", "content": "Be kind."}
 GOOD, BAD = {"role": "assistant", "content": "Hello!"}, {"role": "assistant", "content": "Go away."}

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from pl_prefopt.datamodules import ImagePreferenceDataModule
-from tests.datamodules.files import write_jsonl
-from tests.datamodules.images import encoded, noise, picture_folder
+from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule
+from pl_prefopt.datamodules.image.geometry import MOVED
+from tests.datamodules.sample_files import write_jsonl
+from tests.datamodules.sample_images import encoded, image_folder, noise
 
 
 def ready(path: Path, stage: str = "fit", **options: Any) -> ImagePreferenceDataModule:
     given: dict[str, Any] = {"resolution": [12, 16], "batch_size": 2, "cache_dir": str(path.parent / "cache")}
-    data = ImagePreferenceDataModule(str(path), **(given | options))
+    given |= options
+    geometry = Geometry(**{name: given.pop(name) for name in MOVED if name in given})
+    data = ImagePreferenceDataModule(str(path), geometry=geometry, **given)
     data.prepare_data()
     data.setup(stage)
     return data
@@ -23,7 +26,7 @@ def ready(path: Path, stage: str = "fit", **options: Any) -> ImagePreferenceData
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path / "data", 6)
+    return image_folder(tmp_path / "data", 6)
 
 
 def test_batches_hold_the_contract(path: Path) -> None:
@@ -78,7 +81,7 @@ def test_ties(path: Path, ties: str, pairs: int, counted: str) -> None:
 
 
 def test_numbers_come_through(tmp_path: Path) -> None:
-    data = ready(picture_folder(tmp_path / "data", 2, weight=0.5, preference_prob=0.75))
+    data = ready(image_folder(tmp_path / "data", 2, weight=0.5, preference_prob=0.75))
     batch = next(iter(data.train_dataloader()))
     assert batch["weight"].tolist() == [0.5, 0.5]
     assert batch["preference_prob"].tolist() == [0.75, 0.75]
@@ -146,11 +149,11 @@ def test_the_scan_is_kept_and_made_anew_when_an_image_changes(path: Path, monkey
     rows = ready(path).datasets["train"]
     calls: list[str] = []
     inspect = scan.inspect
-    monkeypatch.setattr(scan, "inspect", lambda p, c: (calls.append(p.field), inspect(p, c))[1])
+    monkeypatch.setattr(scan, "inspect", lambda file, kind: (calls.append(file.field), inspect(file, kind))[1])
     ready(path)
     assert calls == []
     noise(99).save(path.parent / "bad2.png")
-    with pytest.raises(ValueError, match=r"pairs.jsonl, line 3: field 'rejected': found other bytes"):
+    with pytest.raises(ValueError, match=r"pairs.jsonl, line 3: field 'rejected' must be unchanged, got other bytes"):
         rows[2]
     ready(path)
     assert len(calls) == 12
@@ -168,7 +171,7 @@ BAD_FILES = {
 def test_a_bad_image_is_an_error_with_its_row_or_counted(path: Path, reason: str) -> None:
     (path.parent / "bad2.png").write_bytes(BAD_FILES[reason])
     (path.parent / "good2.png").write_bytes(encoded(noise(4)))
-    with pytest.raises(ValueError, match=r"pairs\.jsonl, line 3: field 'rejected': found .+; accepted: .+"):
+    with pytest.raises(ValueError, match=r"pairs\.jsonl, line 3: field 'rejected' must be .+, got .+"):
         ready(path)
     data = ready(path, on_bad_row="drop")
     assert data.stats("train")["counts"][f"dropped/{reason}"] == 1
@@ -183,7 +186,7 @@ def test_conversions_are_counted(path: Path) -> None:
 
 
 def test_statistics_tell_what_the_geometry_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = picture_folder(tmp_path / "data", 2)
+    path = image_folder(tmp_path / "data", 2)
     noise(50, 20, 20).save(path.parent / "bad1.png")
     stats = ready(path, resolution=30).stats("train")
     assert (stats["pairs"], stats["images"], stats["captions"]) == (2, 4, 2)
@@ -192,8 +195,10 @@ def test_statistics_tell_what_the_geometry_does(tmp_path: Path, caplog: pytest.L
 
 
 def test_two_sources_keep_their_rows_apart(tmp_path: Path) -> None:
-    one, two = picture_folder(tmp_path / "a", 2), picture_folder(tmp_path / "b", 3)
-    data = ImagePreferenceDataModule({"x": str(one), "y": str(two)}, resolution=8, cache_dir=str(tmp_path / "cache"))
+    one, two = image_folder(tmp_path / "a", 2), image_folder(tmp_path / "b", 3)
+    data = ImagePreferenceDataModule(
+        {"x": str(one), "y": str(two)}, geometry=Geometry(8), cache_dir=str(tmp_path / "cache")
+    )
     data.setup("fit")
     assert {k: v.tolist() for k, v in data.sources().items()} == {"x": [0, 1], "y": [2, 3, 4]}
 
@@ -201,27 +206,27 @@ def test_two_sources_keep_their_rows_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"ties": "maybe"}, "ties: found 'maybe'"),
-        ({"caption_dropout": 1.0}, "caption_dropout: found 1.0"),
-        ({"columns": {"captions": "x"}}, "columns: found 'captions'.*Did you mean 'caption'"),
+        ({"ties": "maybe"}, "ties must be one of drop, half, keep, got 'maybe'"),
+        ({"caption_dropout": 1.0}, r"caption_dropout must lie in \[0, 1\), got 1.0"),
+        ({"columns": {"captions": "x"}}, "columns must be one of .*, got 'captions'.*Did you mean 'caption'"),
         ({"crop_variants": -1}, "crop_variants"),
-        ({"on_bad_row": "skip"}, "on_bad_row: found 'skip'"),
-        ({"convert": ["rgba"]}, "convert: found 'rgba'"),
-        ({"limit": {"trains": 3}}, "limit: found 'trains'"),
+        ({"on_bad_row": "skip"}, "on_bad_row must be one of error, drop, got 'skip'"),
+        ({"convert": ["rgba"]}, "convert must be one of .*, got 'rgba'"),
+        ({"limit": {"trains": 3}}, "limit must be one of .*, got 'trains'"),
         ({"resolution": 0}, "resolution"),
-        ({"val": 1.5}, "val: found 1.5"),
+        ({"val": 1.5}, "val must be .*, got 1.5"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        ImagePreferenceDataModule("pairs.jsonl", **options)
+        ready(Path("pairs.jsonl"), **options)
 
 
 def test_rows_can_be_pickled_and_hyperparameters_are_plain(path: Path) -> None:
     data = ready(path)
     rows = pickle.loads(pickle.dumps(data.datasets["train"]))
     assert torch.equal(rows[1]["pixels"], data.datasets["train"][1]["pixels"])
-    assert data.hparams["resolution"] == [12, 16]
+    assert data.hparams["geometry"]["resolution"] == [12, 16]
 
 
 def test_rounds_write_pairs_that_are_trained_on(path: Path, tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from pl_prefopt.datamodules.files.checks import BadRow
 from pl_prefopt.datamodules.text.tokenize import Encoded
 from pl_prefopt.datamodules.text.truncate import Dropped, Truncation
+from pl_prefopt.utilities.rows import BadRow
 
 BOS, EOS = 1, 2
 
@@ -20,7 +20,7 @@ def row(prompt: int, chosen: int, rejected: int) -> Encoded:
 
 
 def cut(have: Encoded, max_length: int, max_prompt: Any = None, **policies: Any) -> Encoded:
-    return Truncation(max_length, max_prompt, bos=BOS, **policies)(have)
+    return Truncation(max_length, max_prompt, **policies)(have, BOS)
 
 
 def test_rows_that_fit_stay_as_they_are() -> None:
@@ -69,7 +69,7 @@ def test_drop_and_error(policy: str, key: str) -> None:
     have = row(8, 9, 3)
     with pytest.raises(Dropped, match=key):
         cut(have, 10, **{policy: "drop"})
-    with pytest.raises(BadRow, match=f"'{policy}': found . tokens; accepted: at most 5") as caught:
+    with pytest.raises(BadRow, match=f"'{policy}' must be at most 5 tokens .*, got . tokens") as caught:
         cut(have, 10, **{policy: "error"})
     assert caught.value.reason == key
 
@@ -86,10 +86,13 @@ def test_pairs_that_become_equal_are_dropped_by_name() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_length": 0}, "max_length: found 0"),
-        ({"max_length": 1.5}, "max_length: found 1.5"),
-        ({"max_length": 10, "max_prompt_length": 10}, "max_prompt_length: found 10 with max_length 10"),
-        ({"prompt": "left"}, "prompt_truncation: found 'left'; accepted: 'drop'"),
+        ({"max_length": 0}, "max_length must be an integer >= 2, got 0"),
+        ({"max_length": 1.5}, "max_length must be an integer >= 2, got 1.5"),
+        (
+            {"max_length": 10, "max_prompt_length": 10},
+            "max_prompt_length must be below max_length.*, got 10 with max_length 10",
+        ),
+        ({"prompt": "left"}, "truncation.prompt must be one of drop, .*got 'left'"),
         ({"completion": "keep_ends"}, "Did you mean 'keep_end'"),
     ],
 )
