@@ -38,7 +38,7 @@ def test_examples_run(page: Path, model_folder: Path, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_PREFOPT_CACHE", str(tmp_path / "cache"))
     write_pairs(tmp_path / "pairs.jsonl", 32)
-    names: dict[str, object] = {"__name__": "example"}
+    names: dict[str, object] = {"__name__": "__main__"}
     for code in blocks(page):
         exec(compile(code.replace(HUB_NAME, str(model_folder)), str(page), "exec"), names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import warnings
@@ -55,11 +56,15 @@ def current_paths(text: str) -> str:
 
 
 def moved_arguments(cls: type) -> dict[str, str]:
-    """Old argument -> new dotted argument of a class, from the tables `MOVED` in its module and those of its bases."""
+    """Old argument -> new dotted argument of a class, from the tables `MOVED` in its module and those of its bases.
+
+    An argument that the class itself has under the old name is its own: the demo's `flip` turns labels, not images.
+    """
     moved: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         moved |= getattr(sys.modules.get(base.__module__), "MOVED", {})
-    return moved
+    present = inspect.signature(cls).parameters
+    return {old: new for old, new in moved.items() if old not in present}
 
 
 def current_arguments(values: Namespace, moved: Mapping[str, str]) -> None:
