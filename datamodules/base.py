@@ -18,7 +18,7 @@ from pl_prefopt.datamodules.files.open import open_source
 from pl_prefopt.datamodules.files.readers import Source
 from pl_prefopt.datamodules.files.splits import Files, Splits
 from pl_prefopt.datamodules.loading.batches import EvalBatches, Share, TrainBatches
-from pl_prefopt.datamodules.loading.loader import BatchPlan, PlannedLoader
+from pl_prefopt.datamodules.loading.loader import BatchPlan, PlannedLoader, TrainPlan
 from pl_prefopt.datamodules.loading.mixed import SourceBatches
 from pl_prefopt.datamodules.loading.stream import StreamLoader
 from pl_prefopt.utilities.checks import choice, integer
@@ -278,8 +278,8 @@ class PreferenceDataModule(pl.LightningDataModule):
             )
         return self._loader(rows, plan)
 
-    def train_plan(self, rows: RandomAccessRows) -> Any:
-        """Return which training rows form which batch: a `BatchPlan` with `left_out`."""
+    def train_plan(self, rows: RandomAccessRows) -> TrainPlan:
+        """Return which training rows form which batch."""
         sources = self.sources()
         options: dict[str, Any] = {"accumulate": self.accumulate, "seed": self.seed}
         if sources:
