@@ -113,6 +113,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.collate: Callable[[list[Any]], Any] | None = None
         self._sources: dict[str, Source] = {}
         self._given_train: Any = None
+        self._given_source: Source | None = None
         self._train_loader: PlannedLoader | StreamLoader | None = None
         self._provider: Callable[[], Files | None] | None = None
         self._train_state: dict[str, Any] | None = None
@@ -202,6 +203,11 @@ class PreferenceDataModule(pl.LightningDataModule):
         replaced = split == "train" and self._given_train is not None
         return self._given_train if replaced else self.datasets[split]
 
+    def given_source(self, split: str) -> Source:
+        """Return the raw rows behind `given_rows`; those of a held-out fraction are training files."""
+        name = "train" if split == "val" and self.splits.fraction is not None else split
+        return self._given_source if name == "train" and self._given_source is not None else self.source(name)
+
     def names(self, stage: str) -> list[str]:
         """Return the names of the data sets of "train", "val" or "test", in the order of the loaders."""
         return [name for name in self.datasets if name.split("/")[0] == stage]
@@ -231,6 +237,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         if self._given_train is None:
             self._given_train = self.datasets["train"]
         self.splits.replace_train(files)
+        self._given_source = self._given_source or self._sources.pop("train", None)
         self._sources.pop("train", None)
         self.datasets["train"] = self.load_rows("train", progress=self.share().rank == 0)
         self.rows_opened(["train"])
