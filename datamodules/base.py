@@ -18,7 +18,7 @@ from pl_prefopt.datamodules.files.open import open_source
 from pl_prefopt.datamodules.files.readers import Source
 from pl_prefopt.datamodules.files.splits import Files, Splits
 from pl_prefopt.datamodules.loading.batches import EvalBatches, Share, TrainBatches
-from pl_prefopt.datamodules.loading.loader import BatchPlan, PlannedLoader
+from pl_prefopt.datamodules.loading.loader import BatchPlan, PlannedLoader, TrainPlan
 from pl_prefopt.datamodules.loading.mixed import SourceBatches
 from pl_prefopt.datamodules.loading.stream import StreamLoader
 from pl_prefopt.utilities.checks import choice, integer
@@ -113,6 +113,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.collate: Callable[[list[Any]], Any] | None = None
         self._sources: dict[str, Source] = {}
         self._given_train: Any = None
+        self._given_source: Source | None = None
         self._train_loader: PlannedLoader | StreamLoader | None = None
         self._provider: Callable[[], Files | None] | None = None
         self._train_state: dict[str, Any] | None = None
@@ -202,6 +203,11 @@ class PreferenceDataModule(pl.LightningDataModule):
         replaced = split == "train" and self._given_train is not None
         return self._given_train if replaced else self.datasets[split]
 
+    def given_source(self, split: str) -> Source:
+        """Return the raw rows behind `given_rows`; those of a held-out fraction are training files."""
+        name = "train" if split == "val" and self.splits.fraction is not None else split
+        return self._given_source if name == "train" and self._given_source is not None else self.source(name)
+
     def names(self, stage: str) -> list[str]:
         """Return the names of the data sets of "train", "val" or "test", in the order of the loaders."""
         return [name for name in self.datasets if name.split("/")[0] == stage]
@@ -231,6 +237,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         if self._given_train is None:
             self._given_train = self.datasets["train"]
         self.splits.replace_train(files)
+        self._given_source = self._given_source or self._sources.pop("train", None)
         self._sources.pop("train", None)
         self.datasets["train"] = self.load_rows("train", progress=self.share().rank == 0)
         self.rows_opened(["train"])
@@ -278,8 +285,8 @@ class PreferenceDataModule(pl.LightningDataModule):
             )
         return self._loader(rows, plan)
 
-    def train_plan(self, rows: RandomAccessRows) -> Any:
-        """Return which training rows form which batch: a `BatchPlan` with `left_out`."""
+    def train_plan(self, rows: RandomAccessRows) -> TrainPlan:
+        """Return which training rows form which batch."""
         sources = self.sources()
         options: dict[str, Any] = {"accumulate": self.accumulate, "seed": self.seed}
         if sources:

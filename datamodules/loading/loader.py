@@ -19,6 +19,15 @@ class BatchPlan(Protocol):
     def fingerprint(self, epoch: int) -> str: ...
 
 
+class TrainPlan(BatchPlan, Protocol):
+    """A plan of training batches."""
+
+    @property
+    def left_out(self) -> int:
+        """Rows that an epoch does not use because they do not fill an optimizer step."""
+        ...
+
+
 class PlannedLoader:
     """Load the batches of a plan, remember the position, and continue from it exactly.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pl_prefopt.datamodules.base import PreferenceDataModule, RandomAccessRows
 from pl_prefopt.datamodules.files.splits import Splits
 from pl_prefopt.datamodules.loading.buckets import BucketBatches, BucketEvalBatches
-from pl_prefopt.datamodules.loading.loader import BatchPlan
+from pl_prefopt.datamodules.loading.loader import BatchPlan, TrainPlan
 from pl_prefopt.datamodules.media.cache import MediaCache, settings_key
 from pl_prefopt.datamodules.media.collate import collate
 from pl_prefopt.datamodules.media.kind import MediaEncoder, MediaKind, Transform
@@ -209,7 +209,7 @@ class MediaPreferenceDataModule(PreferenceDataModule):
 
     # ---- batches ---------------------------------------------------------------------------------------------------
 
-    def train_plan(self, rows: RandomAccessRows) -> Any:
+    def train_plan(self, rows: RandomAccessRows) -> TrainPlan:
         """Return which training pairs form which batch; pairs of one batch are of one bucket."""
         if not self.buckets:
             return super().train_plan(rows)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
-from typing_extensions import Self
 
 from pl_prefopt.datamodules.files.columns import per
 
@@ -107,7 +106,7 @@ class Transform(Protocol):
         """Return the number of the bucket of a pair whose first file has this size; a batch holds one bucket."""
         ...
 
-    def without_randomness(self) -> Self:
+    def without_randomness(self) -> Transform:
         """Return the rules for evaluation."""
         ...
 

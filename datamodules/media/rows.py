@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from typing_extensions import Self
 
 from pl_prefopt.datamodules.media.kind import Sizes, Transform, View
 from pl_prefopt.datamodules.media.records import TIE, MediaSource
@@ -22,6 +21,7 @@ from pl_prefopt.datamodules.media.scan import COLUMNS, Scanned, digest_of
 from pl_prefopt.utilities.rows import BadRow
 from pl_prefopt.utilities.seeding import derive_seed
 
+Pairs = TypeVar("Pairs", bound="MediaPairs")
 TIES = {"drop": "dropped", "half": "half", "keep": "kept"}
 """Policy for ties -> name of the count."""
 
@@ -165,15 +165,15 @@ class MediaPairs(Dataset[dict[str, Any]]):
             total.update(json.dumps([self.columns[name][at] for name in names]).encode())
         return total.hexdigest()
 
-    def select(self, rows: np.ndarray) -> Self:
+    def select(self: Pairs, rows: np.ndarray) -> Pairs:
         """Return a view of `rows`; `index` counts within the view."""
         return self._copy(self.transform, self.caption_dropout, self.selected[rows])
 
-    def without_randomness(self) -> Self:
+    def without_randomness(self: Pairs) -> Pairs:
         """Return the same pairs without random views and dropped captions, for evaluation."""
         return self._copy(self.transform.without_randomness(), 0.0, self.selected)
 
-    def _copy(self, transform: Transform, caption_dropout: float, select: np.ndarray) -> Self:
+    def _copy(self: Pairs, transform: Transform, caption_dropout: float, select: np.ndarray) -> Pairs:
         options: dict[str, Any] = {"ties": self.ties, "seed": self.seed, "select": select}
         return type(self)(self.source, self.scanned, transform, caption_dropout=caption_dropout, **options)
 

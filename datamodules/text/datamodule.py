@@ -243,8 +243,9 @@ class TextPreferenceDataModule(PreferenceDataModule):
 
     def _parser(self, split: str) -> Callable[[int], Example]:
         """Row number -> the parsed row, of the rows that the split has now."""
-        name = "train" if split == "val" and self.splits.fraction is not None else split
-        source, rows, columns = self.source(name), self.datasets[split], self._settings_of(name).columns
+        generated = split == "train" and self.splits.generated
+        source = self.source(split) if generated else self.given_source(split)
+        rows, columns = self.datasets[split], {} if generated else self.columns
         return lambda index: parse(source[rows.source_row(index)], columns, allow_empty_prompt=True)
 
     def _book(self, split: str) -> PromptBook:

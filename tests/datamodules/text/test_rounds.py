@@ -85,3 +85,12 @@ def test_rows_that_cannot_be_sampled_for_are_refused(tmp_path: Path) -> None:
     stream = made(tmp_path, ROWS, streaming=True)
     with pytest.raises(ValueError, match="streaming must be false"):
         stream.conditions()
+
+
+def test_held_out_rows_stay_those_of_the_given_file(tmp_path: Path) -> None:
+    data = made(tmp_path, ROWS, val=0.4)
+    before = data.texts("val", 0)
+    pair = {"condition": data.conditions()[0], "chosen": " ran", "rejected": " sat"}
+    data.replace_train(data.write_pairs(tmp_path, "pairs", [pair]))
+    assert data.texts("val", 0) == before
+    assert data.texts("train", 0)["completions"] == [" ran", " sat"]
