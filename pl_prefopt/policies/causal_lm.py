@@ -10,6 +10,7 @@ from torch import nn
 from pl_prefopt.adapters import check_lora
 from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.utilities.modes import disable_dropout
+from pl_prefopt.utilities.files import resolve_package
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +22,7 @@ class CausalLM(PolicyBuilder):
     """A transformers causal language model, loaded by name or built from its configuration.
 
     Args:
-        pretrained: hub name or folder; exactly one of `pretrained` and `config` is given.
+        pretrained: hub name, folder, or `package://<package>/<folder>`; exactly one of `pretrained` and `config` is given.
         config: `model_type` plus arguments of that family's configuration class, for a randomly initialised model,
             e.g. {"model_type": "qwen2", "hidden_size": 64, ...}.
         revision: branch, tag or commit of `pretrained`.
@@ -129,7 +130,7 @@ class CausalLM(PolicyBuilder):
             extra["quantization_config"] = BitsAndBytesConfig(**self.quantization)
         assert self.pretrained is not None
         return self._auto().from_pretrained(
-            self.pretrained,
+            resolve_package(self.pretrained),
             revision=self.revision or "main",
             dtype=DTYPES[self.dtype],
             attn_implementation=self.attention,

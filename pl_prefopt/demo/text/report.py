@@ -1,4 +1,4 @@
-"""`DemoReport`: what a run on the sentiment world learned, in exact numbers, pictures and samples."""
+"""`DemoReport`: what a run on the sentiment world learned, in exact numbers, figures and samples."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ALWAYS = ("accuracy", "reward", "reward_unseen", "kl", "length", "leak")
 
 
 class DemoReport(pl.Callback):
-    """Exact reward and KL every few steps; at the end samples, pictures and a summary in the run folder.
+    """Exact reward and KL every few steps; at the end samples, figures and a summary in the run folder.
 
     Logs `demo/reward`, `demo/kl`, `demo/length` and the other entries of `pl_prefopt.demo.text.exact.measure`, and
     `demo/reward_unseen` for topics that no pair is about. The KL is taken to the policy that the run began with.
@@ -119,7 +119,7 @@ class DemoReport(pl.Callback):
         self.history[-1] |= found
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write samples and pictures, print the summary."""
+        """Write samples and figures, print the summary."""
         folder = run_folder(trainer)
         if not trainer.is_global_zero or not self.history:
             return
@@ -216,4 +216,4 @@ def print_summary(
     for r in rows[::SHOWN]:
         samples.add_row(r["topic"], r["before"], f"{r['reward_before']:+.1f}", r["after"], f"{r['reward_after']:+.1f}")
     console.print(table, samples)
-    console.print(f"pictures, samples and numbers: {folder}", soft_wrap=True, highlight=False)
+    console.print(f"figures, samples and numbers: {folder}", soft_wrap=True, highlight=False)

@@ -176,7 +176,7 @@ def _sentiment(longest: int, topic: str) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _generator(longest: int, topic: str) -> np.ndarray:
     words = _enumerate(longest)
-    start, step, stop = _chain(topic)
+    start, step, stop = chain(topic)
     out = start[words[:, 0]]
     for i in range(1, longest):
         before, here = words[:, i - 1], words[:, i]
@@ -185,7 +185,7 @@ def _generator(longest: int, topic: str) -> np.ndarray:
     return out
 
 
-def _chain(topic: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def chain(topic: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First-word (W,) and next-word (W, W) probabilities, and the probability (W,) of ending after a word."""
     weight = np.where(valence(topic) == 0, 0.5, 1.0)
     modifier = np.array([w in MODIFIERS for w in WORDS])

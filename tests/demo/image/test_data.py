@@ -17,14 +17,14 @@ WORLD = ShapesWorld()
 
 
 def right(row: Row) -> tuple[int, int]:
-    """Right attributes of both pictures, read from the pixels."""
+    """Right attributes of both images, read from the pixels."""
     wanted = parse(row[0])
     found = WORLD.read(torch.stack(row[1:]))
     first, second = (sum(a == b for a, b in zip(wanted, (r.colour, r.shape), strict=True)) for r in found)
     return first, second
 
 
-def test_the_better_picture_has_more_right_attributes() -> None:
+def test_the_better_image_has_more_right_attributes() -> None:
     rows = list(pair_rows(WORLD, 200, 0.0, np.random.default_rng(0)))
     counts = np.array([right(r) for r in rows])
     assert (counts[:, 0] > counts[:, 1]).all()
@@ -66,20 +66,21 @@ def test_files_depend_on_setting_and_seed_only(tmp_path: Path) -> None:
     assert len(files(made[0])) == 2 + 2 * (6 + 2)
 
 
-def test_batches_are_the_pictures(tmp_path: Path) -> None:
+def test_batches_are_the_images(tmp_path: Path) -> None:
     module = ShapesDataModule(rows=8, eval_rows=2, batch_size=4, cache_dir=str(tmp_path))
     module.prepare_data()
     module.setup("fit")
     batch = next(iter(module.train_dataloader()))
-    assert batch["pixels"].shape == (4, 2, 3, 16, 16)
+    assert batch["pixels"].shape == (4, 2, 3, 32, 32)
     for caption, (first, second) in zip(batch["caption"], batch["pixels"] / 2 + 0.5, strict=True):
         better, worse = right((caption, first, second))
         assert better > worse
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [({"wrong": 1.5}, "wrong: found 1.5"), ({"flip": -1.0}, "flip"), ({"rows": 0}, "rows")]
+    ("options", "named"),
+    [({"wrong": 1.5}, "wrong must be a share in .0, 1., got 1.5"), ({"flip": -1.0}, "flip"), ({"rows": 0}, "rows")],
 )
-def test_refusals(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
+def test_refusals(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ShapesDataModule(**options)

@@ -13,13 +13,13 @@ import torch
 
 from pl_prefopt import objectives
 from pl_prefopt.cli import main
-from pl_prefopt.demo.stages import ROOT
+from pl_prefopt.demo.listing import config_path
 from pl_prefopt.demo.text.data import sentiment_tokenizer
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.objectives import Objective
 from tests.tiny import tiny_lm
 
-CONFIG = ROOT / "configs/demo/text-modpo.yaml"
+CONFIG = config_path("text-modpo")
 SMALL = (
     "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1",
     "--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.callbacks=[]",

@@ -1,4 +1,4 @@
-"""Random features: fixed by their seed, of the size they say, and telling real from other pictures."""
+"""Random features: fixed by their seed, of the size they say, and telling real from other images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pl_prefopt.demo.image.features import RandomFeatures
 
 
 def test_a_seed_gives_one_set_of_features_and_leaves_the_global_state() -> None:
-    state, pictures = torch.get_rng_state(), torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    one, same, other = (RandomFeatures(16, seed)(pictures) for seed in (0, 0, 1))
+    state, images = torch.get_rng_state(), torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    one, same, other = (RandomFeatures(16, seed)(images) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert one.shape == (3, 16)
     assert torch.equal(one, same)

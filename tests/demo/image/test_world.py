@@ -36,25 +36,25 @@ def test_the_captions_are_all_combinations() -> None:
 
 
 @pytest.mark.parametrize(("noise", "least"), [(0.0, 1.0), (0.05, 1.0), (0.1, 0.99)])
-@pytest.mark.parametrize("size", [16, 24])
-def test_pictures_are_read_back(size: int, noise: float, least: float) -> None:
-    captions, pictures = drawn(10, ShapesWorld(size))
-    pictures = pictures + noise * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1))
-    found = ShapesWorld(size).read(pictures)
+@pytest.mark.parametrize("size", [16, 32])
+def test_images_are_read_back(size: int, noise: float, least: float) -> None:
+    captions, images = drawn(10, ShapesWorld(size))
+    images = images + noise * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    found = ShapesWorld(size).read(images)
     assert min(accuracy(captions, found).values()) >= least
     assert np.mean([r.clarity for r in found]) > 1 - 15 * noise**2 - 0.04
 
 
-@pytest.mark.parametrize("picture", [torch.full((3, 16, 16), BACKGROUND), torch.rand(3, 16, 16)])
-def test_what_shows_no_shape_is_read_as_none(picture: Tensor) -> None:
-    (found,) = WORLD.read(picture[None])
+@pytest.mark.parametrize("image", [torch.full((3, 32, 32), BACKGROUND), torch.rand(3, 32, 32)])
+def test_what_shows_no_shape_is_read_as_none(image: Tensor) -> None:
+    (found,) = WORLD.read(image[None])
     assert (found.colour, found.shape) == ("", "")
     assert agreement("a red circle", found) == 0
 
 
 def test_a_half_faded_shape_keeps_its_attributes() -> None:
-    picture = WORLD.render("blue", "triangle", 0.5, 0.5, 0.3)
-    (found,) = WORLD.read((0.7 * picture + 0.3 * BACKGROUND)[None])
+    image = WORLD.render("blue", "triangle", 0.5, 0.5, 0.3)
+    (found,) = WORLD.read((0.7 * image + 0.3 * BACKGROUND)[None])
     assert (found.colour, found.shape) == ("blue", "triangle")
     assert 0.5 < found.clarity < 0.95
 
@@ -67,7 +67,7 @@ def test_the_covered_area_is_that_of_the_shape() -> None:
     assert areas["triangle"] == pytest.approx(2.5 * radius * 2.05 * radius / 2, abs=3e-3)
 
 
-def test_the_same_generator_draws_the_same_picture() -> None:
+def test_the_same_generator_draws_the_same_image() -> None:
     first, second, other = (drawn(1, seed=s)[1] for s in (3, 3, 4))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
@@ -80,10 +80,10 @@ def test_accuracy_by_hand() -> None:
 
 
 def test_the_judge_counts_attributes() -> None:
-    picture = WORLD.render("green", "square", 0.5, 0.5, 0.3)
+    image = WORLD.render("green", "square", 0.5, 0.5, 0.3)
     captions = ["a green square", "a green circle", "a red square", "a red circle"]
-    scores = judged(ShapesJudge(), captions, [picture] * 4)
-    (reading,) = WORLD.read(picture[None])
+    scores = judged(ShapesJudge(), captions, [image] * 4)
+    (reading,) = WORLD.read(image[None])
     assert scores.tolist() == pytest.approx([reading.clarity * s for s in (1, 0.5, 0.5, 0)])
     assert reading.clarity > 0.95
 
@@ -93,7 +93,7 @@ def test_refusals() -> None:
         ShapesWorld(4)
     with pytest.raises(ValueError, match="'a purple circle' must name a colour of red, green"):
         parse("a purple circle")
-    with pytest.raises(ValueError, match=r"\(N, 3, 16, 16\), got \(1, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"\(N, 3, 32, 32\), got \(1, 3, 8, 8\)"):
         WORLD.read(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="finite"):
-        WORLD.read(torch.full((1, 3, 16, 16), float("nan")))
+        WORLD.read(torch.full((1, 3, 32, 32), float("nan")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pl_prefopt.demo.text.world import SIGNS, WORDS, SentimentWorld, _chain
+from pl_prefopt.demo.text.world import SIGNS, WORDS, SentimentWorld, chain
 
 WORLD = SentimentWorld(max_words=3)
 
@@ -68,8 +68,8 @@ def test_data_distribution_is_a_distribution_that_favours_no_side(topic: str) ->
     assert abs(p @ SentimentWorld().rewards(topic)) < 0.3
 
 
-def test_data_distribution_is_that_of_the_chain() -> None:
-    start, step, stop = _chain("soup")
+def test_data_distribution_is_that_of_thechain() -> None:
+    start, step, stop = chain("soup")
     g, n, v = (WORDS.index(w) for w in ("good", "not", "very"))
     p = WORLD.probabilities("soup")
     assert p[WORLD.index(" good")] == pytest.approx(start[g] * stop[g])

@@ -10,8 +10,9 @@ import torch
 
 from pl_prefopt.cli import main as cli
 from pl_prefopt.demo.image.photos import main
-from pl_prefopt.demo.stages import ROOT
 from pl_prefopt.policies import Diffusion
+
+ROOT = Path(__file__).parents[3]
 
 
 def pairs(folder: Path) -> list[dict[str, object]]:

@@ -1,23 +1,18 @@
-"""The front of two objectives: what MODPO's loss asks for, the picture, and a small run from end to end."""
+"""The front of two objectives: what MODPO's loss asks for, the figure, and a small run from end to end."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from pl_prefopt.demo.__main__ import main
-from pl_prefopt.demo.stages import ROOT, STAMP
-from pl_prefopt.demo.text.data import sentiment_tokenizer
 from pl_prefopt.demo.text.exact import data_enumeration
 from pl_prefopt.demo.text.pareto import BETA, PAIR, TEMPERATURE, best_front
 from pl_prefopt.demo.text.world import TOPICS, SentimentWorld
-from tests.tiny import tiny_lm
 
 WORLD = SentimentWorld(max_words=2)
 
@@ -44,21 +39,11 @@ def test_more_weight_gives_more_of_that_objective() -> None:
     assert rows[0]["restraint"] > rows[2]["restraint"]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory where the first stage is done: its result is there, stamped with its config."""
-    export = tmp_path / "runs/demo/text-sft/export"
-    network: Any = tiny_lm()()
-    network.save_pretrained(export)
-    sentiment_tokenizer().save_pretrained(export)
-    text = (ROOT / "configs/demo/text-sft.yaml").read_bytes()
-    (export / STAMP).write_text(hashlib.sha256(text).hexdigest())
+def test_it_trains_every_point_and_draws_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_PREFOPT_CACHE", str(tmp_path / "cache"))
-    return tmp_path
-
-
-def test_it_trains_every_point_and_draws_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
     world = ("--data.world=pl_prefopt.demo.text.world.SentimentWorld", "--data.world.max_words=3")
     small = ("--data.rows=32", "--data.eval_rows=8", "--trainer.max_steps=1", "--data.batch_size=16")
@@ -70,7 +55,7 @@ def test_it_trains_every_point_and_draws_them(folder: Path, capsys: pytest.Captu
     assert found["before"][0]["kl"] == pytest.approx(0, abs=1e-9)
     distinct = {found[name][0]["sentiment"] for name in found}
     assert len(distinct) == len(found)
-    assert "picture and numbers: front" in capsys.readouterr().out
+    assert "figure and numbers: front" in capsys.readouterr().out
 
 
 def test_weights_outside_the_open_interval_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The demo configs from end to end, with less data: both stages, report, pictures."""
+"""The text demos from end to end, with less data: from the shipped base to the report."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from pl_prefopt.demo.__main__ import main
-from pl_prefopt.demo.stages import ROOT
 
 SMALL = ("--data.rows=64", "--data.batch_size=32", "--data.eval_rows=20", "--trainer.max_epochs=1",
          "--trainer.val_check_interval=1", "--data.world=pl_prefopt.demo.text.world.SentimentWorld",
@@ -20,17 +18,11 @@ SMALL = ("--data.rows=64", "--data.batch_size=32", "--data.eval_rows=20", "--tra
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with a first stage that is small: it is looked for there before the package's folder."""
-    made = tmp_path_factory.mktemp("demo")
-    config = yaml.safe_load((ROOT / "configs/demo/text-sft.yaml").read_text())
-    config["data"]["init_args"] |= {"rows": 512, "eval_rows": 20, "batch_size": 64}
-    config["trainer"]["max_epochs"] = 1
-    (made / "configs/demo").mkdir(parents=True)
-    (made / "configs/demo/text-sft.yaml").write_text(yaml.safe_dump(config))
-    return made
+    """A working directory that the demos share, with their cache."""
+    return tmp_path_factory.mktemp("demo")
 
 
-OWN = {
+MEASURES = {
     "text-dpo": {},
     "text-tdpo": {},
     "text-ld-dpo": {},
@@ -43,28 +35,28 @@ OWN = {
 """Demo -> what it measures besides accuracy, reward and KL, and how the summary calls it."""
 
 
-@pytest.mark.parametrize(("name", "own"), OWN.items(), ids=OWN)
+@pytest.mark.parametrize(("name", "also"), MEASURES.items(), ids=MEASURES)
 def test_a_demo_ends_with_its_report(
-    name: str, own: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, also: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.set_num_threads(1)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PL_PREFOPT_CACHE", str(folder / "cache"))
     main([name, *SMALL])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     run = folder / "runs/demo" / name / "lightning_logs/version_0"
-    assert "accuracy on held-out pairs" in said
-    assert f"pictures, samples and numbers: {run.relative_to(folder)}" in said
+    assert "accuracy on held-out pairs" in output
+    assert f"figures, samples and numbers: {run.relative_to(folder)}" in output
     history = json.loads((run / "report.json").read_text())
     assert [h["step"] for h in history] == [0, 1, 2]
     assert [h["kl"] > 0 for h in history] == [False, True, True]
     assert history[0]["accuracy"] == 0.5
-    for key, label in own.items():
+    for key, label in also.items():
         assert all(key in h for h in history)
-        assert label in said
+        assert label in output
     assert all(0 <= h["accuracy"] <= 1 for h in history)
-    for picture in ("reward_kl.png", "curves.png"):
-        assert (run / picture).read_bytes()[:4] == b"\x89PNG"
+    for figure in ("reward_kl.png", "curves.png"):
+        assert (run / figure).read_bytes()[:4] == b"\x89PNG"
     table = (run / "samples.md").read_text().splitlines()
     assert len(table) == 2 + 2 * 10
     assert _tags(run) >= {"demo/reward", "demo/kl", "demo/reward_kl", "demo/curves", "demo/samples/text_summary"}
@@ -74,8 +66,8 @@ def _tags(run: Path) -> set[str]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(run))
-    found: dict[str, Any] = board.Reload().Tags()
-    return {*found["scalars"], *found["images"], *found["tensors"]}
+    tags: dict[str, Any] = board.Reload().Tags()
+    return {*tags["scalars"], *tags["images"], *tags["tensors"]}
 
 
 def test_the_demo_of_rounds_reports_every_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

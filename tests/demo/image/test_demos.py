@@ -1,24 +1,20 @@
-"""The image demos from end to end with less of everything: three stages, report, picture; reports on their own."""
+"""The image demos from end to end with less of everything, from the shipped base to the report."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file
 
 from pl_prefopt.cli import main as cli
 from pl_prefopt.demo.__main__ import main
-from pl_prefopt.demo.image.base import write_pipeline
 from pl_prefopt.demo.image.report import ShapesReport, measure
 from pl_prefopt.demo.image.world import ShapesWorld
-from pl_prefopt.demo.stages import ROOT, STAMP
-from pl_prefopt.diffusion.tiny import tiny_component
+from pl_prefopt.demo.listing import config_path
+from pl_prefopt.utilities.files import resolve_package
 
 SMALL = (
     "--data.rows=16",
@@ -27,7 +23,6 @@ SMALL = (
     "--trainer.max_epochs=1",
     "--trainer.check_val_every_n_epoch=1",
 )
-KINDS = {"image-sft": "shapes", "image-sdxl-sft": "shapes-xl", "image-flow-sft": "shapes-flow"}
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +33,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which the second stages seem to have run: untrained pipelines, with their stamps."""
-    made = tmp_path_factory.mktemp("demo")
-    for stage, kind in KINDS.items():
-        place = made / f"runs/demo/{stage}/export"
-        write_pipeline(kind, tiny_component(kind, "vae", 0), 1.0, place, 0)
-        text = (ROOT / f"configs/demo/{stage}.yaml").read_bytes()
-        (place / STAMP).write_text(hashlib.sha256(text).hexdigest())
-    return made
+    """A working directory that the demos share, with their cache."""
+    return tmp_path_factory.mktemp("demo")
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +46,10 @@ def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["image-dpo", "image-sdxl-dpo", "image-flow-dpo"])
 def test_a_demo_ends_with_its_report(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     main([name, *SMALL])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     run = Path("runs/demo") / name / "lightning_logs/version_0"
-    assert "pictures with both right" in said
-    assert f"pictures and numbers: {run}" in said
+    assert "images with both right" in output
+    assert f"images and numbers: {run}" in output
     first, last = json.loads((run / "report.json").read_text())
     assert (first["step"], last["step"]) == (0, 2)
     assert first["win_rate"] == first["accuracy"] == 0.5
@@ -70,34 +59,15 @@ def test_a_demo_ends_with_its_report(name: str, capsys: pytest.CaptureFixture[st
     assert _tags(run) >= {"demo/both", "demo/win_rate", "demo/before_after"}
 
 
-def test_both_first_stages_run_before_the_caches_are_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second stage's datamodule needs the VAE that the first one trains: it is run in `prepare_data`."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs/demo").mkdir(parents=True)
-    config = yaml.safe_load((ROOT / "configs/demo/image-base.yaml").read_text())
-    config["trainer"] |= {"max_steps": 2, "enable_progress_bar": False, "callbacks": []}
-    config["data"]["init_args"] |= {"count": 16, "batch_size": 8}
-    config["model"]["init_args"]["kinds"] = ["shapes"]
-    (tmp_path / "configs/demo/image-base.yaml").write_text(yaml.safe_dump(config))
-    cli(["fit", "--config", str(ROOT / "configs/demo/image-sft.yaml"), *SMALL])
-    first = tmp_path / "runs/demo/image-base/export/shapes"
-    second = tmp_path / "runs/demo/image-sft/export"
-    before, after = (load_file(f / "unet/diffusion_pytorch_model.safetensors") for f in (first, second))
-    assert any(not torch.equal(before[k], after[k]) for k in before), "the second stage trains the denoiser"
-    before, after = (load_file(f / "vae/diffusion_pytorch_model.safetensors") for f in (first, second))
-    assert all(torch.equal(before[k], after[k]) for k in before)
-    untrained: Any = tiny_component("shapes", "vae", 0)
-    start = untrained.state_dict()
-    assert any(not torch.equal(before[k], start[k]) for k in before), "the first stage trains the VAE"
-
-
 def test_another_objective_and_the_adapter_reads_back() -> None:
     """`--model.objective IPO`, and the exported adapter gives diffusers the trained network's outputs."""
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-    ended = cli(["fit", "--config", str(ROOT / "configs/demo/image-dpo.yaml"), "--model.objective=IPO", *SMALL])
+    ended = cli(["fit", "--config", str(config_path("image-dpo")), "--model.objective=IPO", *SMALL])
     assert type(ended.model.objective).__name__ == "IPO"
-    pipe = StableDiffusionPipeline.from_pretrained("runs/demo/image-sft/export")
+    pipe = StableDiffusionPipeline.from_pretrained(
+        resolve_package("package://pl_prefopt/demo/bases/image"), torch_dtype=torch.float32
+    )
     given = (torch.randn(1, 4, 4, 4), torch.tensor([300]), torch.randn(1, 8, 32))
     with torch.no_grad():
         before = pipe.unet(*given).sample
