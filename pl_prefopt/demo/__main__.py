@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from pl_prefopt.demo.listing import Demo, config_path, listing
 from pl_prefopt.utilities.suggestions import did_you_mean
@@ -59,9 +60,9 @@ def run(name: str, args: list[str]) -> None:
     elif name == MAKE_BASE:
         make_base(args)
     else:
-        from pl_prefopt.cli import main as cli
+        from pl_prefopt import cli
 
-        cli(["fit", "--config", str(config_path(name)), *args])
+        cli.main(["fit", "--config", str(config_path(name)), *args])
 
 
 def make_base(args: list[str]) -> None:
@@ -70,7 +71,7 @@ def make_base(args: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="pl-prefopt demo make-base", description=make_base.__doc__)
     parser.add_argument("name", choices=names())
-    parser.add_argument("--out", help="folder to replace; by default the one in the package")
+    parser.add_argument("--out", type=Path, help="folder to replace; by default the one in the package")
     chosen = parser.parse_args(args)
     record = maker(chosen.name).make_base(chosen.name, chosen.out)
     print(f"{chosen.out or FOLDER / chosen.name}: {record.minutes} minutes, {record.measured}")

@@ -147,9 +147,7 @@ TINY: dict[str, dict[str, Any]] = {
 """Name -> pipeline class and the configuration of each component."""
 
 
-def tiny_component(
-    name: str, part: str, seed: int, spec: Mapping[str, Any] | None = None
-) -> nn.Module | Any | None:
+def tiny_component(name: str, part: str, seed: int, spec: Mapping[str, Any] | None = None) -> nn.Module | Any | None:
     """Build one component of a tiny pipeline: a network, a scheduler, or a tokenizer; None where it has none.
 
     The weights depend on (name of the pipeline, part, seed) only; the global random state is left as it was.

@@ -9,8 +9,8 @@ from torch import nn
 
 from pl_prefopt.adapters import check_lora
 from pl_prefopt.policies.base import PolicyBuilder
-from pl_prefopt.utilities.modes import disable_dropout
 from pl_prefopt.utilities.files import resolve_package
+from pl_prefopt.utilities.modes import disable_dropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +22,8 @@ class CausalLM(PolicyBuilder):
     """A transformers causal language model, loaded by name or built from its configuration.
 
     Args:
-        pretrained: hub name, folder, or `package://<package>/<folder>`; exactly one of `pretrained` and `config` is given.
+        pretrained: hub name, folder, or `package://<package>/<folder>`; exactly one of `pretrained` and `config` is
+            given.
         config: `model_type` plus arguments of that family's configuration class, for a randomly initialised model,
             e.g. {"model_type": "qwen2", "hidden_size": 64, ...}.
         revision: branch, tag or commit of `pretrained`.

@@ -31,8 +31,8 @@ def resolve_package(name: str) -> str:
     folders = [Path(root) / path for root in roots]
     if not any(folder.is_dir() for folder in folders):
         raise ValueError(
-            f"{PACKAGE} must be followed by an installed package and a folder in it, got {name!r}. Install the package, "
-            "or give a folder or a hub name"
+            f"{PACKAGE} must be followed by an installed package and a folder in it, got {name!r}. Install the "
+            "package, or give a folder or a hub name"
         )
     return str(next(folder for folder in folders if folder.is_dir()))
 

@@ -136,8 +136,8 @@ def _inside(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.nda
 @lru_cache(maxsize=4)
 def _templates(size: int) -> tuple[Tensor, Tensor, list[str]]:
     """Masks (T, P), their squared norms (T,) and shape names (T)."""
-    offsets = np.linspace(-SHIFT - 0.05, SHIFT + 0.05, 9)
-    radii = np.linspace(RADII[0] - 0.04, RADII[1] + 0.04, 7)
+    offsets = np.linspace(-SHIFT - 0.05, SHIFT + 0.05, 11)
+    radii = np.linspace(RADII[0] - 0.04, RADII[1] + 0.04, 9)
     templates = [(s, 0.5 + x, 0.5 + y, r) for s in SHAPES for r in radii for x in offsets for y in offsets]
     masks = torch.stack([torch.from_numpy(coverage(*c, size)).double().flatten() for c in templates])
     return masks, masks.square().sum(1), [c[0] for c in templates]

@@ -78,7 +78,7 @@ def test_batches_are_the_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "message"),
     [({"wrong": 1.5}, "wrong must be a share in .0, 1., got 1.5"), ({"flip": -1.0}, "flip"), ({"rows": 0}, "rows")],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
