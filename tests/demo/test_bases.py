@@ -86,4 +86,6 @@ def test_making_a_base_again_gives_the_same_networks(
     image_base.make_base(name, tmp_path / name)
     remade, shipped = tmp_path / name, FOLDER / name
     assert layout(remade) == layout(shipped)
-    assert [path.relative_to(remade) for path in files(remade)] == [path.relative_to(shipped) for path in files(shipped)]
+    assert [path.relative_to(remade) for path in files(remade)] == [
+        path.relative_to(shipped) for path in files(shipped)
+    ]

@@ -106,9 +106,9 @@ class ShapesReport(pl.Callback):
             return
         if self.history[-1]["step"] != trainer.global_step or self._now is None:
             self._measure(trainer, pl_module)
-        found = trainer.callback_metrics.get("val/accuracy")
-        if found is not None:
-            self.history[-1]["accuracy"] = float(found)
+        held_out = trainer.callback_metrics.get("val/accuracy")
+        if held_out is not None:
+            self.history[-1]["accuracy"] = float(held_out)
         folder = run_folder(trainer)
         if trainer.is_global_zero:
             self._write(trainer, folder)

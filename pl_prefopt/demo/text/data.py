@@ -9,16 +9,17 @@ from typing import Any
 
 from pl_prefopt.datamodules.text import TextPreferenceDataModule
 from pl_prefopt.datamodules.text.build import generated_folder
-from pl_prefopt.datamodules.tokenizers import SPECIALS, TokenizerBuilder, write_once
+from pl_prefopt.datamodules.tokenizers import SPECIALS, TokenizerBuilder
 from pl_prefopt.demo.text.pairs import Recipe, write_splits
 from pl_prefopt.demo.text.world import PROMPT, SIGNS, WORDS, SentimentWorld
 from pl_prefopt.utilities.configurable import to_config
+from pl_prefopt.utilities.files import create_folder
 
 FORMAT = 2
 
 
 class SentimentTokenizer(TokenizerBuilder):
-    """One token per word, with the blank before it; the vocabulary is that of the world and never changes."""
+    """One token per word, with the space before it; the vocabulary is that of the world and never changes."""
 
     def __call__(self, texts: Callable[[], Iterator[str]], key: str, cache: Path) -> Any:
         """Build it; nothing is trained."""
@@ -50,9 +51,9 @@ class SentimentDataModule(TextPreferenceDataModule):
         rows: training rows.
         eval_rows: rows of each evaluation set.
         temperature: of the Bradley-Terry labels, P(a over b) = sigmoid((R_a - R_b) / temperature); 0 is noise-free.
-        flip: share of labels that are turned round, in [0, 1].
-        length_bias: spurious liking of length: R grows by so much per word when labels are drawn, not when they are
-            evaluated.
+        flip: share of labels that are swapped, in [0, 1].
+        length_bias: spurious preference for length: R grows by this much per word when training labels are drawn, not
+            in evaluation.
         similarity: share of pairs that differ in one word only, in [0, 1].
         list_size: completions per row; above 2 rows are lists, best first, with graded relevance 0 to 4.
         soft_labels: add the column `preference_prob`, the true P(chosen over rejected) under noise and bias.
@@ -87,7 +88,7 @@ class SentimentDataModule(TextPreferenceDataModule):
         seed: int = 0,
         cache_dir: str | None = None,
     ) -> None:
-        given = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
+        arguments = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
         recipe = Recipe(labels, rows, eval_rows, temperature, flip, length_bias, similarity, list_size, soft_labels,
                         weights or {"sentiment": 1.0}, tuple(margins or ()))  # fmt: skip
         folder = generated_folder(cache_dir, "sentiment", [FORMAT, asdict(recipe), to_config(world), seed])
@@ -102,7 +103,7 @@ class SentimentDataModule(TextPreferenceDataModule):
             seed=seed,
             cache_dir=cache_dir,
         )
-        self.save_hyperparameters(given, logger=False)
+        self.save_hyperparameters(arguments, logger=False)
         self.world, self.recipe, self.folder = world, recipe, folder
 
     def prepare_data(self) -> None:
@@ -116,4 +117,4 @@ class SentimentDataModule(TextPreferenceDataModule):
         super().setup(stage)
 
     def _write(self) -> None:
-        write_once(self.folder, lambda work: write_splits(work, self.world, self.recipe, self.seed))
+        create_folder(self.folder, lambda work: write_splits(work, self.world, self.recipe, self.seed))

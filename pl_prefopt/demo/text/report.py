@@ -108,15 +108,15 @@ class DemoReport(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the held-out numbers beside the exact ones."""
         metrics = trainer.callback_metrics
-        found = {name: float(metrics[f"val/{name}"]) for name in HELD_OUT if f"val/{name}" in metrics}
-        if not trainer.is_global_zero or not found:
+        held_out = {name: float(metrics[f"val/{name}"]) for name in HELD_OUT if f"val/{name}" in metrics}
+        if not trainer.is_global_zero or not held_out:
             return
         if trainer.sanity_checking:
-            self._untrained = found if trainer.num_sanity_val_steps == float("inf") else {}
+            self._untrained = held_out if trainer.num_sanity_val_steps == float("inf") else {}
             return
         if self.history[-1]["step"] != trainer.global_step:
             self._measure(trainer, pl_module)
-        self.history[-1] |= found
+        self.history[-1] |= held_out
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write samples and figures, print the summary."""

@@ -88,7 +88,7 @@ class SentimentWorld(Configurable):
         return PROMPT.format(topic)
 
     def text(self, index: int) -> str:
-        """Text of a continuation; every word follows a blank."""
+        """Text of a continuation; every word follows a space."""
         return "".join(f" {WORDS[w]}" for w in self.words[index] if w >= 0)
 
     def index(self, text: str) -> int:
@@ -100,10 +100,10 @@ class SentimentWorld(Configurable):
         words = text.split()
         if not 1 <= len(words) <= self.max_words or any(w not in WORDS for w in words):
             raise ValueError(f"{text!r} is not one to {self.max_words} words of {', '.join(WORDS)}")
-        place = 0
+        position = 0
         for word in words:
-            place = place * len(WORDS) + WORDS.index(word)
-        return self.first(len(words)) + place
+            position = position * len(WORDS) + WORDS.index(word)
+        return self.first(len(words)) + position
 
     def first(self, length: int) -> int:
         """Number of the first continuation of `length` words."""
