@@ -23,11 +23,9 @@ NAMES = ("colour", "shape", "both", "clear", "win_rate")
 
 def run(seed: int, folder: Path, name: str) -> list[dict[str, float]]:
     """Run one demo in a folder of its own; returns its report: the first and the last measurement."""
-    options = [f"--seed_everything={seed}", f"--model.seed={seed}", f"--model.policy.seed={seed}",
-               f"--data.seed={seed}",
-               "--trainer.enable_progress_bar=false", "--trainer.callbacks=pl_prefopt.demo.image.report.ShapesReport",
-               f"--trainer.callbacks.seed={seed}", f"--trainer.default_root_dir={folder}",
-               f"--data.cache_dir={folder / 'cache'}"]  # fmt: skip
+    options = [f"--{key}={seed}" for key in ("seed_everything", "model.seed", "model.policy.seed", "data.seed")]
+    options += [f"--trainer.callbacks.seed={seed}", f"--trainer.default_root_dir={folder}",  # the report stands last
+                f"--data.cache_dir={folder / 'cache'}"]  # fmt: skip
     command = [sys.executable, "-m", "pl_prefopt.demo", name, *options]
     folder.mkdir()
     with (folder / "log").open("w") as log:
