@@ -24,6 +24,8 @@ else:
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS = {"pl_prefopt": "pl_prefopt", "pl_prefopt.callbacks": "callbacks", "pl_prefopt.datamodules": "datamodules"}
+DATA = {"pl_prefopt.demo.configs": "configs/demo"}
+"""Packages of data alone, without modules, and the folder of each."""
 EXTRAS = ["image", "audio", "lidar", "vlm", "retrieval", "mixture"]
 
 
@@ -39,8 +41,8 @@ def on_disk() -> set[str]:
 
 
 def test_the_package_list_is_what_stands_on_disk() -> None:
-    assert set(PROJECT["tool"]["setuptools"]["packages"]) == on_disk()
-    assert PROJECT["tool"]["setuptools"]["package-dir"] == FOLDERS
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == on_disk() | DATA.keys()
+    assert PROJECT["tool"]["setuptools"]["package-dir"] == FOLDERS | DATA
 
 
 def test_the_links_inside_the_package_point_to_the_folders() -> None:
@@ -48,6 +50,7 @@ def test_the_links_inside_the_package_point_to_the_folders() -> None:
         link = ROOT / "pl_prefopt" / name
         if link.is_symlink():
             assert str(link.readlink()) == f"../{name}"
+    assert str((ROOT / "pl_prefopt/demo/configs").readlink()) == "../../configs/demo"
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +62,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in FOLDERS.values():
+    for name in (*FOLDERS.values(), *DATA.values()):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
-    for name in ("callbacks", "datamodules"):
+    for name in ("callbacks", "datamodules", "demo/configs"):
         (source / "pl_prefopt" / name).unlink()
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(work), "."]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
@@ -80,14 +83,19 @@ def test_the_wheel_holds_every_file(installed: Path) -> None:
                 inside = Path("pl_prefopt") / inside
             assert (installed / inside).is_file(), f"{inside} is not in the wheel"
     assert (installed / "pl_prefopt/py.typed").is_file()
+    for path in (ROOT / "configs/demo").glob("*.yaml"):
+        assert (installed / "pl_prefopt/demo/configs" / path.name).read_bytes() == path.read_bytes()
+    for path in (ROOT / "pl_prefopt/demo/bases").rglob("*.*"):
+        assert (installed / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
     assert not (installed / "datamodules").exists()
     assert not (installed / "callbacks").exists()
 
 
-def run(code: str, installed: Path) -> subprocess.CompletedProcess[str]:
-    """Run code in / with the wheel's contents in front of everything else and the checkout out of sight."""
+def run(code: str, installed: Path, folder: str | Path = "/") -> subprocess.CompletedProcess[str]:
+    """Run code in a folder with the wheel's contents in front of everything else and the checkout out of sight."""
     lines = f"import sys; sys.path[:] = [{str(installed)!r}] + [p for p in sys.path if p != {str(ROOT)!r}]; "
-    return subprocess.run([sys.executable, "-c", lines + code], capture_output=True, text=True, cwd="/", check=False)
+    command = [sys.executable, "-c", lines + code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 
 def test_the_installed_package_imports_from_anywhere(installed: Path) -> None:
@@ -99,6 +107,20 @@ def test_the_installed_package_imports_from_anywhere(installed: Path) -> None:
     done = run(code, installed)
     assert done.returncode == 0, done.stderr
     assert all(path.startswith(str(installed)) for path in done.stdout.split())
+
+
+def test_the_installed_command_lists_and_runs_the_demos(installed: Path, tmp_path: Path) -> None:
+    command = "from pl_prefopt.cli import console; sys.argv[:] = ['pl-prefopt', 'demo', *{}]; console()"
+    listed = run(command.format([]), installed, tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert all(path.stem in listed.stdout for path in (ROOT / "configs/demo").glob("*.yaml"))
+    small = ["--data.rows=32", "--data.eval_rows=8", "--data.batch_size=16", "--trainer.max_steps=2",
+             "--trainer.val_check_interval=2", f"--data.cache_dir={tmp_path / 'cache'}",
+             "--data.world=pl_prefopt.demo.text.world.SentimentWorld", "--data.world.max_words=2"]  # fmt: skip
+    done = run(command.format(["text-dpo", *small]), installed, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "What 2 steps taught" in done.stdout
+    assert (tmp_path / "runs/demo/text-dpo/lightning_logs/version_0/report.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["datamodules", "callbacks"])

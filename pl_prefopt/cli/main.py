@@ -183,8 +183,13 @@ def _quiet_argv(hide: bool) -> Iterator[None]:
 
 
 def console() -> None:
-    """Entry point of the installed command."""
-    main()
+    """Entry point of the installed command; `pl-prefopt demo ...` lists and runs the demos."""
+    if sys.argv[1:2] == ["demo"]:
+        from pl_prefopt.demo.__main__ import main as demo
+
+        demo(sys.argv[2:])
+    else:
+        main()
 
 
 def _plain(value: Any) -> Any:

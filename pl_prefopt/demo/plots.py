@@ -1,4 +1,4 @@
-"""Pictures of a run on the sentiment world."""
+"""Figures of the demos' runs."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,21 +124,22 @@ class TinySource(Source):
     """A tiny model with random weights.
 
     Args:
-        name: a key of `pl_prefopt.diffusion.tiny.TINY`.
+        name: a key of `pl_prefopt.diffusion.tiny.TINY`, or any name where `spec` is given.
         seed: seed of the weights.
+        spec: pipeline class and configurations in the form of an entry of `TINY`.
 
     Raises:
         ValueError: an unknown name.
     """
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, spec: Mapping[str, Any] | None = None) -> None:
         from pl_prefopt.diffusion.tiny import TINY
 
-        if name not in TINY:
+        if spec is None and name not in TINY:
             raise ValueError(f"tiny must be one of {', '.join(TINY)}, got {name!r}")
         self.name = name
         self.seed = seed
-        spec = TINY[name]
+        self.spec = spec = TINY[name] if spec is None else spec
         parts = {part: config is not None for part, config in spec.items() if part != "pipeline"}
         parts |= {p.replace("text_encoder", "tokenizer"): v for p, v in parts.items() if p.startswith("text_encoder")}
         super().__init__(spec["pipeline"], parts)
@@ -147,7 +148,7 @@ class TinySource(Source):
         """Built from its configuration."""
         from pl_prefopt.diffusion.tiny import tiny_component
 
-        built = tiny_component(self.name, name, self.seed)
+        built = tiny_component(self.name, name, self.seed, self.spec)
         return built.to(dtype) if isinstance(built, nn.Module) and dtype != torch.float32 else built
 
     def denoiser_config(self) -> dict[str, Any]:

@@ -6,14 +6,14 @@ They serve tests, demos and dry runs of a configuration: every component is of t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 LETTERS = 77
-"""Longest caption in tokens, begin and end included, as in CLIP; models that know whole words take 8."""
+"""Longest caption in tokens, begin and end included, as in CLIP."""
 
 _VAE = {
     "block_out_channels": [4, 8],
@@ -59,35 +59,6 @@ _UNET_XL = {
     "addition_time_embed_dim": 4,
     "transformer_layers_per_block": [1, 2],
     "projection_class_embeddings_input_dim": 6 * 4 + 8,
-}
-_WORDS = ["a", "red", "green", "blue", "yellow", "circle", "square", "triangle"]
-_SHAPES_TEXT = {
-    **_CLIP,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "max_position_embeddings": 8,
-    "projection_dim": 32,
-    "words": _WORDS,
-}
-_SHAPES_VAE = {
-    **_VAE,
-    "block_out_channels": [8, 16, 32],
-    "down_block_types": ["DownEncoderBlock2D"] * 3,
-    "up_block_types": ["UpDecoderBlock2D"] * 3,
-    "norm_num_groups": 4,
-    "sample_size": 16,
-}
-_SHAPES_UNET = {
-    **_UNET,
-    "sample_size": 4,
-    "block_out_channels": [32],
-    "down_block_types": ["CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D"],
-    "cross_attention_dim": 32,
-    "norm_num_groups": 8,
-    "addition_embed_type": "text",
-    "addition_embed_type_num_heads": 4,
 }
 _T5 = {"d_model": 16, "d_ff": 24, "d_kv": 4, "num_heads": 2, "num_layers": 2}
 _DDPM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -156,56 +127,6 @@ TINY: dict[str, dict[str, Any]] = {
         "text_encoder_2": _T5,
         "scheduler": {"shift": 3.0, "use_dynamic_shifting": True},
     },
-    "shapes": {
-        "pipeline": "StableDiffusionPipeline",
-        "unet": _SHAPES_UNET,
-        "vae": _SHAPES_VAE,
-        "text_encoder": _SHAPES_TEXT,
-        "scheduler": _DDPM,
-    },
-    "shapes-pixel": {
-        "pipeline": "StableDiffusionPipeline",
-        "unet": {**_SHAPES_UNET, "sample_size": 16, "in_channels": 3, "out_channels": 3},
-        "vae": None,
-        "text_encoder": _SHAPES_TEXT,
-        "scheduler": _DDPM,
-    },
-    "shapes-xl": {
-        "pipeline": "StableDiffusionXLPipeline",
-        "unet": {
-            **_SHAPES_UNET,
-            "cross_attention_dim": 64,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 6 * 8 + 32,
-        },
-        "vae": _SHAPES_VAE,
-        "text_encoder": {**_SHAPES_TEXT, "hidden_act": "gelu", "initializer_factor": 50.0},
-        "text_encoder_2": {**_SHAPES_TEXT, "hidden_act": "gelu", "initializer_factor": 50.0},
-        "scheduler": _DDPM,
-    },
-    "shapes-flow": {
-        "pipeline": "StableDiffusion3Pipeline",
-        "transformer": {
-            "sample_size": 4,
-            "patch_size": 1,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": 3,
-            "attention_head_dim": 32,
-            "num_attention_heads": 2,
-            "caption_projection_dim": 64,
-            "joint_attention_dim": 64,
-            "pooled_projection_dim": 64,
-            "pos_embed_max_size": 8,
-        },
-        "vae": {**_SHAPES_VAE, "shift_factor": 0.0},
-        "text_encoder": {**_SHAPES_TEXT, "projection": True},
-        "text_encoder_2": {**_SHAPES_TEXT, "projection": True},
-        "text_encoder_3": {**_T5, "d_model": 64, "words": _WORDS},
-        "scheduler": {"shift": 3.0},
-    },
     "pixel": {
         "pipeline": "StableDiffusionPipeline",
         "unet": {
@@ -226,14 +147,21 @@ TINY: dict[str, dict[str, Any]] = {
 """Name -> pipeline class and the configuration of each component."""
 
 
-def tiny_component(name: str, part: str, seed: int) -> nn.Module | Any | None:
-    """One component of a tiny pipeline: a network, a scheduler, or a tokenizer; None where it has none.
+def tiny_component(name: str, part: str, seed: int, spec: Mapping[str, Any] | None = None) -> nn.Module | Any | None:
+    """Build one component of a tiny pipeline: a network, a scheduler, or a tokenizer; None where it has none.
 
     The weights depend on (name of the pipeline, part, seed) only; the global random state is left as it was.
+
+    Args:
+        name: a key of `TINY`, or any name where `spec` is given.
+        part: name of the component.
+        seed: seed of the weights.
+        spec: pipeline class and configurations in the form of an entry of `TINY`. The entry `words` of a text encoder
+            lists whole words that its tokenizer keeps as one token; other text is split into characters.
     """
     from pl_prefopt.utilities.seeding import derive_seed
 
-    spec = TINY[name]
+    spec = TINY[name] if spec is None else spec
     if part.startswith("tokenizer"):
         return _tokenizer(spec, part)
     if spec[part] is None:
@@ -244,7 +172,7 @@ def tiny_component(name: str, part: str, seed: int) -> nn.Module | Any | None:
     return built.eval().requires_grad_(False) if isinstance(built, nn.Module) else built
 
 
-def _builder(spec: dict[str, Any], part: str) -> Callable[[dict[str, Any]], Any]:
+def _builder(spec: Mapping[str, Any], part: str) -> Callable[[dict[str, Any]], Any]:
     diffusers: Any = importlib.import_module("diffusers")
     flow = "transformer" in spec
     classes: dict[str, Any] = {
@@ -261,10 +189,11 @@ def _builder(spec: dict[str, Any], part: str) -> Callable[[dict[str, Any]], Any]
 _TRANSFORMERS = {"StableDiffusion3Pipeline": "SD3Transformer2DModel", "FluxPipeline": "FluxTransformer2DModel"}
 
 
-def _text_encoder(spec: dict[str, Any], part: str, config: dict[str, Any]) -> nn.Module:
+def _text_encoder(spec: Mapping[str, Any], part: str, config: dict[str, Any]) -> nn.Module:
     import transformers
 
     words = len(config.pop("words", ()))
+    config.pop("max_length", None)
     if "d_model" in config:
         vocab = len(_t5_vocab()) + words
         return transformers.T5EncoderModel(
@@ -295,11 +224,11 @@ def _t5_vocab() -> list[tuple[str, float]]:
     return [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -2.0), *((c, -3.0) for c in letters)]
 
 
-def _tokenizer(spec: dict[str, Any], part: str) -> Any:
+def _tokenizer(spec: Mapping[str, Any], part: str) -> Any:
     transformers: Any = importlib.import_module("transformers")
     encoder = spec[part.replace("tokenizer", "text_encoder")]
     words = encoder.get("words", [])
-    longest = encoder.get("max_position_embeddings", 8 if words else LETTERS)
+    longest = encoder.get("max_length", encoder.get("max_position_embeddings", LETTERS))
     if "d_model" in encoder:
         made = transformers.T5TokenizerFast(vocab=_t5_vocab(), extra_ids=0, model_max_length=longest)
     else:

@@ -13,6 +13,7 @@ from pl_prefopt.logprobs.causal import CausalFamily
 from pl_prefopt.logprobs.family import TokenFamily
 from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.utilities.dtypes import dtype_named
+from pl_prefopt.utilities.files import resolve_package
 from pl_prefopt.utilities.modes import disable_dropout
 from pl_prefopt.utilities.suggestions import did_you_mean
 
@@ -25,7 +26,8 @@ class CausalLM(PolicyBuilder):
     """A transformers causal language model, loaded by name or built from its configuration.
 
     Args:
-        pretrained: hub name or folder; exactly one of `pretrained` and `config` is given.
+        pretrained: hub name, folder, or `package://<package>/<folder>`; exactly one of `pretrained` and `config` is
+            given.
         config: `model_type` plus arguments of that family's configuration class, for a randomly initialised model,
             e.g. {"model_type": "qwen2", "hidden_size": 64, ...}.
         revision: branch, tag or commit of `pretrained`.
@@ -123,7 +125,7 @@ class CausalLM(PolicyBuilder):
             extra["quantization_config"] = BitsAndBytesConfig(**self.quantization)
         assert self.pretrained is not None
         return self._auto().from_pretrained(
-            self.pretrained,
+            resolve_package(self.pretrained),
             revision=self.revision or "main",
             dtype=dtype_named(self.dtype),
             attn_implementation=self.attention,

@@ -13,6 +13,7 @@ from torch import nn
 from pl_prefopt.adapters import check_lora
 from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.utilities.dtypes import dtype_named
+from pl_prefopt.utilities.files import resolve_package
 
 if TYPE_CHECKING:
     from pl_prefopt.diffusion.components import Source
@@ -25,7 +26,8 @@ class Diffusion(PolicyBuilder):
     """The UNet or transformer of a text-to-image pipeline: SD 1.5, SD 2, SDXL, SD3/3.5, Flux.
 
     Args:
-        pretrained: hub name or folder in diffusers' layout; exactly one of `pretrained` and `tiny` is given.
+        pretrained: hub name, folder in diffusers' layout, or `package://<package>/<folder>`; exactly one of
+            `pretrained` and `tiny` is given.
         tiny: a tiny model with random weights: "sd", "sd-v", "sdxl", "sd3", "flux", or "pixel" (no VAE).
         revision: branch, tag or commit of `pretrained`.
         variant: variant of its files, e.g. "fp16".
@@ -78,7 +80,7 @@ class Diffusion(PolicyBuilder):
         if self.tiny is not None:
             return TinySource(self.tiny, self.seed)
         assert self.pretrained is not None
-        return PretrainedSource(self.pretrained, self.revision, self.variant)
+        return PretrainedSource(resolve_package(self.pretrained), self.revision, self.variant)
 
     def __call__(self) -> nn.Module:
         """Build the denoiser alone, without dropout (eval mode); the global random state is left as it was."""

@@ -8,10 +8,33 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
+PACKAGE = "package://"
+"""Beginning of a name such as `package://pl_prefopt/demo/bases/text`: a folder inside an installed Python package."""
+
+
+def resolve_package(name: str) -> str:
+    """Return the path of the folder that `package://<package>/<path>` names; every other name is returned unchanged.
+
+    Raises:
+        ValueError: there is no such package or no such folder in it.
+    """
+    if not name.startswith(PACKAGE):
+        return name
+    package, _, path = name.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(package) if package else None
+    roots = [] if spec is None else list(spec.submodule_search_locations or ())
+    folders = [Path(root) / path for root in roots]
+    if not any(folder.is_dir() for folder in folders):
+        raise ValueError(
+            f"{PACKAGE} must be followed by an installed package and a folder in it, got {name!r}. Install the "
+            "package, or give a folder or a hub name"
+        )
+    return str(next(folder for folder in folders if folder.is_dir()))
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:

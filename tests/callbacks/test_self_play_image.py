@@ -22,7 +22,7 @@ from pl_prefopt.references import AdapterCopy, FrozenCopy
 
 CONFIG = {"channels": 3, "sample_size": [16, 16], "patch": 8, "text_dim": 32, "width": 16, "heads": 2}
 CONFIG |= {"encoder_depth": 1, "decoder_depth": 1, "text_depth": 0, "head_depth": 1, "head_width": 16}
-PIXEL = Diffusion(tiny="shapes-pixel")
+PIXEL = Diffusion(tiny="pixel")
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "latent diffusion, adapters": (
         Diffusion(tiny="sd", lora={"r": 2}),

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pl_prefopt.utilities.files import Parts, create_folder, track, write_atomic, write_json, write_jsonl, write_text
+from pl_prefopt.utilities.files import (
+    Parts,
+    create_folder,
+    resolve_package,
+    track,
+    write_atomic,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -63,3 +72,17 @@ def test_ranks_share_the_missing_parts(tmp_path: Path) -> None:
 
 def test_tracking_changes_nothing() -> None:
     assert list(track([3, 1], "title", size=lambda n: n, hidden=True)) == [3, 1]
+
+
+def test_a_folder_in_a_package_is_named_by_the_package() -> None:
+    import pl_prefopt
+
+    root = Path(pl_prefopt.__path__[0])
+    assert Path(resolve_package("package://pl_prefopt/utilities")) == root / "utilities"
+    assert resolve_package("some/folder") == "some/folder"
+
+
+@pytest.mark.parametrize("name", ["package://pl_prefopt/nothing", "package://no_such_package/x", "package://"])
+def test_a_package_folder_that_does_not_exist_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"installed package and a folder in it, got '{name}'"):
+        resolve_package(name)

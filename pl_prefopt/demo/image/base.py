@@ -1,107 +1,229 @@
-"""First stage of the image demos: a small VAE learns the shapes world; pipelines around it are written as folders."""
+"""Makes the bases of the image demos: small pipelines that draw clear shapes but follow their caption in a third.
+
+The VAE learns the world alone. The denoiser then learns from right captions, until its images are clear, and after that
+from captions of which most are wrong, until it follows about one in three. What is left for DPO is to follow them all.
+"""
 
 from __future__ import annotations
 
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
+from pl_prefopt.demo.bases import FOLDER, Record, half, replace_folder, write_record
+from pl_prefopt.demo.image.data import ShapesDataModule, caption_rows
+from pl_prefopt.demo.image.pipelines import PIPELINES
+from pl_prefopt.demo.image.report import measure
 from pl_prefopt.demo.image.world import ShapesWorld
+from pl_prefopt.diffusion.components import TinySource
+from pl_prefopt.modules import ImagePreferenceModule
+from pl_prefopt.objectives import DenoisingSFT
+from pl_prefopt.policies import Diffusion
+from pl_prefopt.utilities.digests import json_digest, tensors_digest
 
-KINDS = ("shapes", "shapes-xl", "shapes-flow")
-
-
-class ShapesPictures(pl.LightningDataModule):
-    """Pictures of the shapes world, all captions alike often, in [-1, 1].
-
-    Args:
-        world: the world.
-        count: number of pictures.
-        batch_size: pictures per step.
-        seed: seed of places, sizes and order.
-    """
-
-    def __init__(
-        self,
-        world: ShapesWorld = ShapesWorld(),  # noqa: B008
-        count: int = 4096,
-        batch_size: int = 32,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.world, self.count, self.batch_size, self.seed = world, count, batch_size, seed
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled pictures (B, 3, S, S)."""
-        rng = np.random.default_rng(self.seed)
-        captions = self.world.captions
-        drawn = [self.world.draw(captions[i % len(captions)], rng) for i in range(self.count)]
-        order = torch.Generator().manual_seed(self.seed)
-        return DataLoader(TensorDataset(torch.stack(drawn) * 2 - 1), self.batch_size, shuffle=True, generator=order)
+SEED = 0
+WORLD = ShapesWorld()
+SAMPLES, SAMPLER_STEPS = 16, 12
+"""Images per caption, and steps of the sampler, when a base is measured."""
 
 
-class ShapesVAE(pl.LightningModule):
-    """Trains the VAE of the image demos and writes untrained pipelines around it, which the next stage trains.
+@dataclass(frozen=True)
+class VAETraining:
+    """How the VAE is trained.
 
     Args:
-        export: folder; gets one sub-folder per kind of `pl_prefopt.diffusion.tiny.TINY` in `kinds`.
-        kinds: which pipelines to write.
-        lr: highest learning rate of AdamW; it falls linearly to 0.
+        images: number of training images, all captions alike often.
+        steps: optimizer steps.
+        batch_size: images per step.
+        lr: highest learning rate.
         kl: weight of the KL to the standard normal distribution, per latent number.
-        steps: optimizer steps over which the rate falls; give the trainer's `max_steps`.
-        seed: of the weights.
     """
 
-    def __init__(
-        self, export: str, kinds: list[str] | None = None, lr: float = 3e-3, kl: float = 1e-4, steps: int = 400,
-        seed: int = 0,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        from pl_prefopt.diffusion.tiny import tiny_component
+    images: int = 6000
+    steps: int = 2500
+    batch_size: int = 32
+    lr: float = 3e-3
+    kl: float = 1e-4
 
-        self.folder, self.kinds, self.lr, self.kl, self.steps, self.seed = export, kinds or KINDS, lr, kl, steps, seed
-        vae: Any = tiny_component(self.kinds[0], "vae", seed)
-        self.vae = vae.requires_grad_(True)
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Squared and absolute error of the reconstruction, and the KL."""
-        (x,) = batch
-        posterior = self.vae.encode(x).latent_dist
-        noise = torch.randn(posterior.mean.shape)
-        made = self.vae.decode(posterior.mean + posterior.std * noise).sample
+@dataclass(frozen=True)
+class Phase:
+    """One phase of the denoiser's training.
+
+    Args:
+        wrong: probability that a caption is that of another image.
+        steps: optimizer steps.
+        lr: highest learning rate.
+        rows: number of training images.
+        batch_size: images per step.
+    """
+
+    wrong: float
+    steps: int
+    lr: float
+    rows: int = 6000
+    batch_size: int = 64
+
+
+VAE = VAETraining()
+PHASES = {
+    "image": (Phase(0.0, 1000, 3e-3), Phase(0.35, 1000, 1.5e-3)),
+    "image-sdxl": (Phase(0.0, 1000, 3e-3), Phase(0.45, 1000, 1.5e-3)),
+    "image-flow": (Phase(0.0, 3000, 2e-3), Phase(0.35, 1500, 1e-3)),
+}
+"""Name of a base -> the phases of its denoiser's training."""
+
+
+def make_base(name: str, target: Path | None = None) -> Record:
+    """Make a base again and measure it; about five minutes on one core for `image`, and three for the others.
+
+    The others take the VAE of `image`, as it is shipped.
+
+    Args:
+        name: image, image-sdxl or image-flow.
+        target: folder to replace; None: the shipped base.
+    """
+    torch.set_num_threads(1)
+    target = target or FOLDER / name
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        if name == "image":
+            vae = TinySource(name, SEED, PIPELINES[name]).component("vae", torch.float32)
+            train_vae(vae, VAE)
+            scale = 1 / float(latents(vae, training_images(VAE.images)[:512]).std())
+        else:
+            vae = Diffusion(pretrained=str(FOLDER / "image")).conditioner().vae
+            scale = vae.config.scaling_factor
+        write_pipeline(name, vae, scale, folder / "0")
+        for number, phase in enumerate(PHASES[name]):
+            train_denoiser(folder / str(number), folder / str(number + 1), phase, folder / "cache")
+        shipped = folder / "shipped"
+        policy = Diffusion(pretrained=str(folder / str(len(PHASES[name]))))
+        half(policy.pipeline(policy())).save_pretrained(shipped)
+        minutes = round((time.perf_counter() - start) / 60, 1)
+        command = f"python -m pl_prefopt.demo make-base {name}"
+        measured = measure_base(shipped)
+        record = Record(command, minutes, settings_digest(name), data_digest(name), measured)
+        write_record(shipped, record)
+        replace_folder(shipped, target)
+    return record
+
+
+# ---- what it is made from ------------------------------------------------------------------------------------------
+
+
+def settings_digest(name: str) -> str:
+    """Digest of networks and training settings."""
+    phases = [asdict(phase) for phase in PHASES[name]]
+    return json_digest([PIPELINES[name], asdict(VAE), phases, SEED, WORLD.size])
+
+
+def data_digest(name: str) -> str:
+    """Digest of images and captions, in 8 bits, of the VAE's training and of the first rows of every phase."""
+    tensors = [("vae", eight_bits(training_images(48)))]
+    for number, phase in enumerate(PHASES[name]):
+        rows = list(caption_rows(WORLD, 48, phase.wrong, np.random.default_rng(SEED)))
+        texts = torch.tensor([WORLD.captions.index(row[0]) for row in rows])
+        tensors += [(f"{number} images", eight_bits(torch.stack([row[1] for row in rows]))), (f"{number} texts", texts)]
+    return tensors_digest(tensors)
+
+
+def eight_bits(images: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8."""
+    return (images * 255).round().to(torch.uint8)
+
+
+def training_images(count: int) -> Tensor:
+    """(N, 3, S, S) images in [0, 1], all captions in turn."""
+    generator = np.random.default_rng(SEED)
+    return torch.stack([WORLD.draw(WORLD.captions[i % len(WORLD.captions)], generator) for i in range(count)])
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def train_vae(vae: Any, training: VAETraining) -> None:
+    """Train the VAE in place on the squared and absolute error of the reconstruction, and the KL."""
+    torch.manual_seed(SEED)
+    images = training_images(training.images) * 2 - 1
+    vae.requires_grad_(True)
+    optimizer = torch.optim.AdamW(vae.parameters(), training.lr, (0.9, 0.95), weight_decay=0.0, fused=True)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.lr, total_steps=training.steps, pct_start=0.05)
+    for _ in range(training.steps):
+        x = images[torch.randint(len(images), (training.batch_size,))]
+        posterior = vae.encode(x).latent_dist
+        decoded = vae.decode(posterior.mean + posterior.std * torch.randn(posterior.mean.shape)).sample
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = F.mse_loss(made, x) + 0.3 * F.l1_loss(made, x) + self.kl * kl
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        """AdamW, warmed up over 20 steps."""
-        optimizer = torch.optim.AdamW(self.vae.parameters(), self.lr, (0.9, 0.95), weight_decay=0.0, fused=True)
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min((n + 1) / 20, max(0.03, 1 - n / self.steps)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
-
-    def on_fit_end(self) -> None:
-        """Measure the scale of the latents and write the pipelines."""
-        if self.trainer.is_global_zero:
-            (x,) = next(iter(self.trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
-            with torch.no_grad():
-                scale = 1 / float(self.vae.encode(x).latent_dist.mean.std())
-            for kind in self.kinds:
-                write_pipeline(kind, self.vae, scale, Path(self.folder) / kind, self.seed)
+        loss = F.mse_loss(decoded, x) + 0.3 * F.l1_loss(decoded, x) + training.kl * kl
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        rate.step()
+    vae.requires_grad_(False)
 
 
-def write_pipeline(kind: str, vae: Any, scale: float, folder: Path, seed: int) -> None:
-    """Write a pipeline of a kind with this VAE; denoiser and text encoders have random weights."""
-    from pl_prefopt.diffusion.components import TinySource
+@torch.no_grad()
+def latents(vae: Any, images: Tensor) -> Tensor:
+    """Means of the latent posterior of images in [0, 1], unscaled."""
+    return vae.encode(images * 2 - 1).latent_dist.mean
 
-    source = TinySource(kind, seed)
+
+def write_pipeline(name: str, vae: Any, scale: float, folder: Path) -> None:
+    """Write the pipeline of a base around this VAE; denoiser and text encoders have random weights."""
+    source = TinySource(name, SEED, PIPELINES[name])
     pipe = source.pipeline(torch.float32, source.component(source.kind.denoiser, torch.float32))
-    pipe.vae.load_state_dict(vae.state_dict())
-    pipe.vae.register_to_config(scaling_factor=scale)
+    if vae is not None:
+        pipe.vae.load_state_dict(vae.state_dict())
+        pipe.vae.register_to_config(scaling_factor=scale)
     pipe.save_pretrained(folder)
+
+
+def train_denoiser(source: Path, target: Path, phase: Phase, cache: Path) -> None:
+    """Train the denoiser of the pipeline in `source` for one phase; writes the whole pipeline to `target`."""
+    pl.seed_everything(SEED, verbose=False)
+    module = ImagePreferenceModule(
+        policy=Diffusion(pretrained=str(source)),
+        objective=DenoisingSFT(),
+        optimizer=partial(torch.optim.AdamW, lr=phase.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+        lr_scheduler=partial(
+            torch.optim.lr_scheduler.OneCycleLR, max_lr=phase.lr, total_steps=phase.steps, pct_start=0.05
+        ),
+        seed=SEED,
+    )
+    data = ShapesDataModule(
+        labels=False, rows=phase.rows, eval_rows=1, wrong=phase.wrong, world=WORLD, batch_size=phase.batch_size,
+        seed=SEED, cache_dir=str(cache),
+    )  # fmt: skip
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_steps=phase.steps, max_epochs=-1, gradient_clip_val=1.0, limit_val_batches=0,
+        num_sanity_val_steps=0, logger=False, enable_checkpointing=False, enable_model_summary=False,
+        callbacks=[TQDMProgressBar(refresh_rate=25)], default_root_dir=str(cache),
+    )  # fmt: skip
+    trainer.fit(module, data)
+    policy: Any = module.policy_builder
+    policy.pipeline(module.policy).save_pretrained(target)
+
+
+# ---- what it can do ------------------------------------------------------------------------------------------------
+
+
+def measure_base(folder: Path) -> dict[str, float]:
+    """Shares of images with the caption's colour, shape and both, and of clear ones, at fixed seeds."""
+    module = ImagePreferenceModule(policy=Diffusion(pretrained=str(folder)), objective=DenoisingSFT())
+    module.setup("fit")
+    images = module.sample(WORLD.captions, SAMPLES, SEED, steps=SAMPLER_STEPS, guidance=1.0, batch_size=64,
+                           size=(WORLD.size, WORLD.size))  # fmt: skip
+    values = measure(WORLD, images, images)
+    return {name: round(values[name], 4) for name in ("colour", "shape", "both", "clear", "clarity")}

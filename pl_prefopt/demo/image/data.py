@@ -13,29 +13,28 @@ from pl_prefopt.datamodules.image import ImagePreferenceDataModule
 from pl_prefopt.datamodules.image.geometry import Geometry
 from pl_prefopt.datamodules.image.samples import write_images
 from pl_prefopt.demo.image.world import COLOURS, SHAPES, ShapesWorld, parse
-from pl_prefopt.demo.stages import run_first_stages
 from pl_prefopt.utilities.checks import integer, within
 from pl_prefopt.utilities.configurable import to_config
 from pl_prefopt.utilities.files import create_folder, write_jsonl
 
 FORMAT = 1
 RIGHT = 0.5
-PIPELINES = ("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",)
+"""Probability that an attribute of an image in a pair is the caption's."""
 
 
 class ShapesDataModule(ImagePreferenceDataModule):
     """Rows of the shapes world, generated once per setting and seed.
 
-    A row of pairs: a caption and two pictures, each attribute of each picture right with probability 1/2; the picture
+    A row of pairs: a caption and two images, each attribute of each image right with probability 1/2; the image
     with more right attributes is chosen, and there are no ties. Validation pairs are labelled without flips.
 
     Args:
         labels: False gives the corpus that the base model is made from: captions that are often wrong, each with one
-            picture, as "chosen".
+            image, as "chosen".
         rows: training rows.
         eval_rows: validation rows.
-        wrong: without labels, the probability that a caption is that of another picture, in [0, 1].
-        flip: with labels, the share of them that are turned round, in [0, 1].
+        wrong: without labels, the probability that a caption is that of another image, in [0, 1].
+        flip: with labels, the share of them that are swapped, in [0, 1].
         world: the world.
         batch_size: rows per micro-batch.
         eval_batch_size: the same in evaluation; None means `batch_size`.
@@ -61,7 +60,7 @@ class ShapesDataModule(ImagePreferenceDataModule):
         seed: int = 0,
         cache_dir: str | None = None,
     ) -> None:
-        given = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
+        arguments = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
         integer("rows", rows)
         integer("eval_rows", eval_rows)
         for name, share in (("wrong", wrong), ("flip", flip)):
@@ -79,13 +78,12 @@ class ShapesDataModule(ImagePreferenceDataModule):
             seed=seed,
             cache_dir=cache_dir,
         )
-        self.save_hyperparameters(given, logger=False)
+        self.save_hyperparameters(arguments, logger=False)
         self.world, self.labels, self.rows, self.eval_rows = world, labels, rows, eval_rows
         self.wrong, self.flip, self.folder = wrong, flip, folder
 
     def prepare_data(self) -> None:
-        """Write the files, then check them; first stages run before, since `setup` fills caches with what they make."""
-        run_first_stages(self.trainer, PIPELINES)
+        """Write the files, then check them."""
         self._write()
         super().prepare_data()
 
@@ -112,49 +110,53 @@ Row = tuple[str, Tensor, Tensor]
 
 
 def pair_rows(world: ShapesWorld, count: int, flip: float, rng: np.random.Generator) -> Iterator[Row]:
-    """Draw (caption, better picture, worse picture)."""
+    """Draw (caption, better image, worse image)."""
     for _ in range(count):
         caption = str(rng.choice(world.captions))
-        shown, right = _two(caption, rng)
+        contents, right = _two_contents(caption, rng)
         order = np.argsort(right)[::-1]
         if rng.random() < flip:
             order = order[::-1]
-        first, second = (world.draw(shown[i], rng) for i in order)
-        yield caption, first, second
+        chosen, rejected = (world.draw(contents[i], rng) for i in order)
+        yield caption, chosen, rejected
 
 
-def _two(caption: str, rng: np.random.Generator) -> tuple[list[str], list[int]]:
-    """Captions of two pictures and their numbers of right attributes, which differ."""
+def _two_contents(caption: str, rng: np.random.Generator) -> tuple[list[str], list[int]]:
+    """What two images show, as captions, and their numbers of right attributes, which differ."""
     wanted = parse(caption)
     while True:
-        shown = [tuple(_kept(w, n, rng) for w, n in zip(wanted, (tuple(COLOURS), SHAPES), strict=True)) for _ in "ab"]
-        right = [sum(a == b for a, b in zip(s, wanted, strict=True)) for s in shown]
+        contents = [
+            tuple(_attribute(value, names, rng) for value, names in zip(wanted, (tuple(COLOURS), SHAPES), strict=True))
+            for _ in range(2)
+        ]
+        right = [sum(a == b for a, b in zip(content, wanted, strict=True)) for content in contents]
         if right[0] != right[1]:
-            return [f"a {colour} {shape}" for colour, shape in shown], right
+            return [f"a {colour} {shape}" for colour, shape in contents], right
 
 
-def _kept(value: str, names: tuple[str, ...], rng: np.random.Generator) -> str:
-    return value if rng.random() < RIGHT else str(rng.choice([n for n in names if n != value]))
+def _attribute(wanted: str, names: tuple[str, ...], rng: np.random.Generator) -> str:
+    """The wanted value with probability `RIGHT`, else one of the others."""
+    return wanted if rng.random() < RIGHT else str(rng.choice([n for n in names if n != wanted]))
 
 
 def caption_rows(world: ShapesWorld, count: int, wrong: float, rng: np.random.Generator) -> Iterator[Row]:
-    """Draw (caption, its picture, another picture); the caption is wrong with a probability."""
+    """Draw (caption, its image, another image); the caption is wrong with a probability."""
     captions = [str(c) for c in rng.choice(world.captions, count + 1)]
-    pictures = [world.draw(c, rng) for c in captions]
+    images = [world.draw(c, rng) for c in captions]
     for i in range(count):
         others = [c for c in world.captions if c != captions[i]]
         caption = str(rng.choice(others)) if rng.random() < wrong else captions[i]
-        later = (pictures[(i + k) % len(pictures)] for k in range(1, len(pictures)))
-        yield caption, pictures[i], next(p for p in later if not same_file(p, pictures[i]))
+        later = (images[(i + k) % len(images)] for k in range(1, len(images)))
+        yield caption, images[i], next(image for image in later if not same_file(image, images[i]))
 
 
 def same_file(one: Tensor, two: Tensor) -> bool:
-    """Whether two pictures are the same in 8 bits."""
+    """Whether two images are the same in 8 bits."""
     return bool(((one * 255).round() == (two * 255).round()).all())
 
 
 def write_split(folder: Path, split: str, rows: list[Row]) -> None:
-    """Write `<split>.jsonl` and its pictures below `<split>/`."""
+    """Write `<split>.jsonl` and its images below `<split>/`."""
     chosen = write_images(folder, f"{split}/chosen", [r[1] for r in rows])
     rejected = write_images(folder, f"{split}/rejected", [r[2] for r in rows])
     lines = [{"caption": r[0], "chosen": a, "rejected": b} for r, a, b in zip(rows, chosen, rejected, strict=True)]

@@ -1,4 +1,4 @@
-"""Features for FID on small pictures, where Inception features make no sense: fixed random convolutions."""
+"""Features for FID on small images, where Inception features make no sense: fixed random convolutions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pl_prefopt.utilities.seeding import derive_seed
 
 
 class RandomFeatures(nn.Module):
-    """(N, 3, H, W) in [0, 1] -> (N, F): two random convolutions with ReLU, averaged over the picture.
+    """(N, 3, H, W) in [0, 1] -> (N, F): two random convolutions with ReLU, averaged over the image.
 
     FID on these depends on their seed: numbers compare within one setting only.
 
@@ -30,6 +30,6 @@ class RandomFeatures(nn.Module):
                 nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
         self.requires_grad_(False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(N, F)."""
-        return self.layers(pictures.float()).relu().mean((2, 3))
+        return self.layers(images.float()).relu().mean((2, 3))

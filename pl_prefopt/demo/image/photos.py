@@ -23,7 +23,7 @@ SIDE = 256
 
 
 def photographs() -> dict[str, Any]:
-    """Caption -> PIL picture, at most `SIDE` pixels wide and high."""
+    """Caption -> PIL image, at most `SIDE` pixels wide and high."""
     from PIL import Image
     from skimage import data
     from sklearn.datasets import load_sample_image
@@ -31,8 +31,8 @@ def photographs() -> dict[str, Any]:
     arrays = {caption: getattr(data, name)() for name, caption in SKIMAGE.items()}
     arrays |= {caption: load_sample_image(f"{name}.jpg") for name, caption in SKLEARN.items()}
     made = {f"a photograph of {caption}": Image.fromarray(np.ascontiguousarray(a)) for caption, a in arrays.items()}
-    for picture in made.values():
-        picture.thumbnail((SIDE, SIDE))
+    for image in made.values():
+        image.thumbnail((SIDE, SIDE))
     return made
 
 
@@ -51,11 +51,11 @@ def write_photographs(folder: Path) -> Path:
     """Write the photographs, their copies, and unlabelled.jsonl: every photograph beside each of its copies."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for i, (caption, picture) in enumerate(photographs().items()):
+    for i, (caption, image) in enumerate(photographs().items()):
         name = caption.split()[-1]
-        picture.save(folder / f"{name}.png")
+        image.save(folder / f"{name}.png")
         for j, (change, apply) in enumerate(worse().items()):
-            apply(picture).save(folder / f"{name}-{change}.jpg", quality=60)
+            apply(image).save(folder / f"{name}-{change}.jpg", quality=60)
             pair = [f"{name}.png", f"{name}-{change}.jpg"]
             first, second = pair if (i + j) % 2 else pair[::-1]
             rows.append({"caption": caption, "image_0": first, "image_1": second, "label_0": 0.5})

@@ -1,4 +1,4 @@
-"""`ShapesReport`: what a run on the shapes world learned, read exactly from its own pictures."""
+"""`ShapesReport`: what a run on the shapes world learned, read exactly from its own images."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pl_prefopt.callbacks.support.run_folder import run_folder
-from pl_prefopt.demo.image.world import Reading, ShapesJudge, ShapesWorld, accuracy
+from pl_prefopt.demo.image.world import CLEAR, Reading, ShapesJudge, ShapesWorld, accuracy
 from pl_prefopt.demo.plots import canvas
 from pl_prefopt.judges.base import judged
 from pl_prefopt.metrics import WinRate
 
 BATCH = 64
-"""Pictures per call of the network; these are small."""
+"""Images per call of the network; these are small."""
 GAP = 2
-"""Pixels between pictures and their frame."""
+"""Pixels between images and their frame."""
 ROWS = {
-    "colour": "pictures of the caption's colour",
-    "shape": "pictures of the caption's shape",
-    "both": "pictures with both right",
-    "clarity": "clarity of the shape, 0 to 1",
+    "colour": "images of the caption's colour",
+    "shape": "images of the caption's shape",
+    "both": "images with both right",
+    "clear": "images with a clear shape",
     "score": "judge's score, 0 to 1",
     "win_rate": "judge prefers them to those before",
     "accuracy": "accuracy on held-out pairs",
@@ -36,16 +36,16 @@ ROWS = {
 
 
 class ShapesReport(pl.Callback):
-    """Sample every caption at fixed seeds before and after training, read what is shown, and draw both in one picture.
+    """Sample every caption at fixed seeds before and after training, read the images, and draw both in one figure.
 
-    Logs `demo/colour`, `demo/shape`, `demo/both`, `demo/clarity`, `demo/score` and, against the pictures before
-    training, `demo/win_rate`. Writes report.json and before_after.png into the run folder, and the same to
+    Logs `demo/colour`, `demo/shape`, `demo/both`, `demo/clear`, `demo/clarity`, `demo/score` and, against the images
+    before training, `demo/win_rate`. Writes report.json and before_after.png into the run folder, and the same to
     TensorBoard. Works with any module that has `sample(conditions, count, seed, ...)` when the datamodule has a
     `world`.
 
     Args:
         every_n_steps: optimizer steps between two measurements; None: only before and after.
-        count: pictures per caption.
+        count: images per caption.
         seed: key of the draws.
         steps: of the sampler.
         guidance: of the sampler; 1 is off.
@@ -73,12 +73,12 @@ class ShapesReport(pl.Callback):
         data = getattr(trainer, "datamodule", None)
         if not isinstance(getattr(data, "world", None), ShapesWorld):
             raise ValueError(
-                f"ShapesReport reads pictures of the shapes world, but {type(data).__name__} has no `world`; use "
+                f"ShapesReport reads images of the shapes world, but {type(data).__name__} has no `world`; use "
                 "data: pl_prefopt.demo.image.data.ShapesDataModule, or leave the callback out"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Measurements so far and the pictures of the first policy."""
+        """Measurements so far and the images of the first policy."""
         return {"history": self.history, "before": self._before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -106,9 +106,9 @@ class ShapesReport(pl.Callback):
             return
         if self.history[-1]["step"] != trainer.global_step or self._now is None:
             self._measure(trainer, pl_module)
-        found = trainer.callback_metrics.get("val/accuracy")
-        if found is not None:
-            self.history[-1]["accuracy"] = float(found)
+        held_out = trainer.callback_metrics.get("val/accuracy")
+        if held_out is not None:
+            self.history[-1]["accuracy"] = float(held_out)
         folder = run_folder(trainer)
         if trainer.is_global_zero:
             self._write(trainer, folder)
@@ -138,20 +138,22 @@ class ShapesReport(pl.Callback):
         print_summary(self.history, folder)
 
 
-def measure(world: ShapesWorld, pictures: Tensor, before: Tensor) -> dict[str, float]:
-    """Exact rates of pictures (captions, n, 3, S, S) of `world.captions`, and their win rate against others.
+def measure(world: ShapesWorld, images: Tensor, before: Tensor) -> dict[str, float]:
+    """Exact rates of images (captions, n, 3, S, S) of `world.captions`, and their win rate against others.
 
-    colour, shape, both: share of pictures that show the caption's; clarity and score: means; win_rate: share of
-    pictures that the exact judge scores above the one in the same place of `before`, ties one half.
+    colour, shape, both: shares of images that show the caption's; clear: share whose clarity is at least `CLEAR`;
+    clarity and score: means; win_rate: share of
+    images that the exact judge scores above the one in the same place of `before`, ties one half.
     """
-    count = pictures.shape[1]
+    count = images.shape[1]
     captions = [c for c in world.captions for _ in range(count)]
-    readings: list[Reading] = world.read(pictures.flatten(0, 1))
-    scores, others = (judged(ShapesJudge(world), captions, list(p.flatten(0, 1))) for p in (pictures, before))
+    readings: list[Reading] = world.read(images.flatten(0, 1))
+    scores, others = (judged(ShapesJudge(world), captions, list(p.flatten(0, 1))) for p in (images, before))
     wins = WinRate()
     wins.update(scores, others)
     return {
         **accuracy(captions, readings),
+        "clear": float(np.mean([r.clarity >= CLEAR for r in readings])),
         "clarity": float(np.mean([r.clarity for r in readings])),
         "score": float(scores.mean()),
         "win_rate": float(wins.compute()),
@@ -159,17 +161,17 @@ def measure(world: ShapesWorld, pictures: Tensor, before: Tensor) -> dict[str, f
 
 
 def before_after_figure(world: ShapesWorld, before: Tensor, after: Tensor, step: int, shown: int = 4) -> Any:
-    """Figure: a column per caption, `shown` rows of pictures before and of the same seeds after; right ones framed."""
+    """Figure: a column per caption, `shown` rows of images before and of the same seeds after; right ones framed."""
     from matplotlib.patches import Rectangle
 
     captions, shown, tile = world.captions, min(shown, before.shape[1]), world.size + 2 * GAP
-    pictures = torch.cat([before[:, :shown], after[:, :shown]], 1).clamp(0, 1)
-    tiles = F.pad(pictures, (GAP,) * 4, value=1.0)
+    images = torch.cat([before[:, :shown], after[:, :shown]], 1).clamp(0, 1)
+    tiles = F.pad(images, (GAP,) * 4, value=1.0)
     width, height = 0.85 * len(captions), 0.85 * 2 * shown
     figure, (ax,) = canvas(1, 1, (width + 0.3, height + 0.5))
     ax.imshow(tiles.permute(1, 3, 0, 4, 2).flatten(2, 3).flatten(0, 1).numpy(), interpolation="nearest")
     for column, caption in enumerate(captions):
-        for row, reading in enumerate(world.read(pictures[column])):
+        for row, reading in enumerate(world.read(images[column])):
             if accuracy([caption], [reading])["both"]:
                 corner = (column * tile + 0.5, row * tile + 0.5)
                 ax.add_patch(Rectangle(corner, tile - 2, tile - 2, fill=False, color="#2a9d4b", linewidth=2))
@@ -197,4 +199,4 @@ def print_summary(history: Sequence[dict[str, float]], folder: Path) -> None:
             table.add_row(label, f"{first[name]:.3f}" if name in first else "", f"[bold]{last[name]:.3f}[/]")
     console = Console(width=100)
     console.print(table)
-    console.print(f"pictures and numbers: {folder}", soft_wrap=True, highlight=False)
+    console.print(f"images and numbers: {folder}", soft_wrap=True, highlight=False)

@@ -1,6 +1,6 @@
-"""Coloured shapes with captions, and a reader that tells exactly which colour and shape a picture shows.
+"""Coloured shapes with captions, and a reader that tells exactly which colour and shape an image shows.
 
-Legend: N pictures, S pixels per side, P = S*S, C colours, T templates (shape x size x place).
+Legend: N images, S pixels per side, P = S*S, C colours, T templates (shape x size x place).
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ BACKGROUND = 0.93
 FINE = 6
 RADII = (0.24, 0.34)
 SHIFT = 0.1
-CLEAR = 0.5
+SEEN = 0.5
+"""Least clarity at which a shape is read at all."""
+CLEAR = 0.8
+"""Least clarity of an image that a person would call clean."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one picture shows.
+    """What one image shows.
 
     Args:
         colour: name of the colour, "" if no shape is seen.
         shape: name of the shape, "" if none is seen.
-        clarity: share of the difference from an empty picture that the best template explains, in [0, 1].
+        clarity: share of the difference from an empty image that the best template explains, in [0, 1].
     """
 
     colour: str
@@ -46,13 +49,13 @@ class Reading:
 
 
 class ShapesWorld(Configurable):
-    """Pictures of one coloured shape on a grey ground, e.g. "a red circle"; place and size vary.
+    """Images of one coloured shape on a grey ground, e.g. "a red circle"; place and size vary.
 
     Args:
         size: pixels per side, at least 8.
     """
 
-    def __init__(self, size: int = 16) -> None:
+    def __init__(self, size: int = 32) -> None:
         if size < 8:
             raise ValueError(f"size must be at least 8 pixels, got {size}")
         self.size = size
@@ -75,26 +78,26 @@ class ShapesWorld(Configurable):
         paint = torch.tensor(COLOURS[colour])[:, None, None]
         return BACKGROUND * (1 - mask) + paint * mask
 
-    def read(self, pictures: Tensor) -> list[Reading]:
-        """Colour, shape and clarity of pictures (N, 3, S, S) in [0, 1], by the template of least squared error.
+    def read(self, images: Tensor) -> list[Reading]:
+        """Colour, shape and clarity of images (N, 3, S, S) in [0, 1], by the template of least squared error.
 
         Raises:
             ValueError: another size, or values that are not finite.
         """
-        if pictures.shape[1:] != (3, self.size, self.size) or not bool(torch.isfinite(pictures).all()):
+        if images.shape[1:] != (3, self.size, self.size) or not bool(torch.isfinite(images).all()):
             raise ValueError(
-                f"pictures must be finite and of shape (N, 3, {self.size}, {self.size}), got {tuple(pictures.shape)}"
+                f"images must be finite and of shape (N, 3, {self.size}, {self.size}), got {tuple(images.shape)}"
             )
         masks, norms, shapes = _templates(self.size)
         paints = torch.tensor(list(COLOURS.values()), dtype=torch.float64) - BACKGROUND
-        change = (pictures.detach().cpu().double() - BACKGROUND).flatten(2)
+        change = (images.detach().cpu().double() - BACKGROUND).flatten(2)
         overlap = torch.einsum("ncp,kc->nkp", change, paints) @ masks.T
         saved = 2 * overlap - paints.square().sum(1)[:, None] * norms
-        gain, place = saved.flatten(1).max(1)
+        gain, best = saved.flatten(1).max(1)
         clarity = (gain / change.square().sum((1, 2)).clamp(min=1e-12)).clamp(0, 1)
         names, count = list(COLOURS), len(shapes)
-        seen = [(names[int(p) // count], shapes[int(p) % count]) for p in place]
-        return [Reading(*(s if c >= CLEAR else ("", "")), float(c)) for s, c in zip(seen, clarity, strict=True)]
+        readings = [(names[int(p) // count], shapes[int(p) % count]) for p in best]
+        return [Reading(*(s if c >= SEEN else ("", "")), float(c)) for s, c in zip(readings, clarity, strict=True)]
 
 
 def parse(caption: str) -> tuple[str, str]:
@@ -115,8 +118,8 @@ def parse(caption: str) -> tuple[str, str]:
 
 def coverage(shape: str, x: float, y: float, radius: float, size: int) -> np.ndarray:
     """(S, S) float32 share of each pixel that the shape covers; all shapes of one radius have about the same area."""
-    at = (np.arange(size * FINE) + 0.5) / (size * FINE)
-    dx, dy = at[None, :] - x, at[:, None] - y
+    positions = (np.arange(size * FINE) + 0.5) / (size * FINE)
+    dx, dy = positions[None, :] - x, positions[:, None] - y
     fine = _inside(shape, dx, dy, radius)
     return fine.reshape(size, FINE, size, FINE).mean((1, 3), dtype=np.float32)
 
@@ -133,21 +136,21 @@ def _inside(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.nda
 @lru_cache(maxsize=4)
 def _templates(size: int) -> tuple[Tensor, Tensor, list[str]]:
     """Masks (T, P), their squared norms (T,) and shape names (T)."""
-    offsets = np.linspace(-SHIFT - 0.05, SHIFT + 0.05, 9)
-    radii = np.linspace(RADII[0] - 0.04, RADII[1] + 0.04, 7)
-    chosen = [(s, 0.5 + x, 0.5 + y, r) for s in SHAPES for r in radii for x in offsets for y in offsets]
-    masks = torch.stack([torch.from_numpy(coverage(*c, size)).double().flatten() for c in chosen])
-    return masks, masks.square().sum(1), [c[0] for c in chosen]
+    offsets = np.linspace(-SHIFT - 0.05, SHIFT + 0.05, 11)
+    radii = np.linspace(RADII[0] - 0.04, RADII[1] + 0.04, 9)
+    templates = [(s, 0.5 + x, 0.5 + y, r) for s in SHAPES for r in radii for x in offsets for y in offsets]
+    masks = torch.stack([torch.from_numpy(coverage(*c, size)).double().flatten() for c in templates])
+    return masks, masks.square().sum(1), [c[0] for c in templates]
 
 
 def agreement(caption: str, reading: Reading) -> float:
-    """Share of the caption's two attributes that the picture shows, times its clarity, in [0, 1]."""
+    """Share of the caption's two attributes that the image shows, times its clarity, in [0, 1]."""
     colour, shape = parse(caption)
     return ((reading.colour == colour) + (reading.shape == shape)) / 2 * reading.clarity
 
 
 def accuracy(captions: Sequence[str], readings: Sequence[Reading]) -> dict[str, float]:
-    """Share of pictures with the caption's colour, shape, and both."""
+    """Shares of images with the caption's colour, shape, and both, in [0, 1]."""
     wanted = [parse(c) for c in captions]
     colour = [r.colour == c for r, (c, _) in zip(readings, wanted, strict=True)]
     shape = [r.shape == s for r, (_, s) in zip(readings, wanted, strict=True)]
@@ -156,10 +159,10 @@ def accuracy(captions: Sequence[str], readings: Sequence[Reading]) -> dict[str, 
 
 
 class ShapesJudge(Judge):
-    """Agreement of a picture with its caption in [0, 1]: 0, 1/2 or 1 attributes of 2, times the clarity.
+    """Agreement of an image with its caption in [0, 1]: 0, 1/2 or 1 attributes of 2, times the clarity.
 
     Args:
-        world: the world whose pictures are judged.
+        world: the world whose images are judged.
     """
 
     def __init__(self, world: ShapesWorld = ShapesWorld()) -> None:  # noqa: B008

@@ -19,7 +19,7 @@ FORMAT = 2
 
 
 class SentimentTokenizer(TokenizerBuilder):
-    """One token per word, with the blank before it; the vocabulary is that of the world and never changes."""
+    """One token per word, with the space before it; the vocabulary is that of the world and never changes."""
 
     def __call__(self, texts: Callable[[], Iterator[str]], key: str, cache: Path) -> Any:
         """Build it; nothing is trained."""
@@ -51,9 +51,9 @@ class SentimentDataModule(TextPreferenceDataModule):
         rows: training rows.
         eval_rows: rows of each evaluation set.
         temperature: of the Bradley-Terry labels, P(a over b) = sigmoid((R_a - R_b) / temperature); 0 is noise-free.
-        flip: share of labels that are turned round, in [0, 1].
-        length_bias: spurious liking of length: R grows by so much per word when labels are drawn, not when they are
-            evaluated.
+        flip: share of labels that are swapped, in [0, 1].
+        length_bias: spurious preference for length: R grows by this much per word when training labels are drawn, not
+            in evaluation.
         similarity: share of pairs that differ in one word only, in [0, 1].
         list_size: completions per row; above 2 rows are lists, best first, with graded relevance 0 to 4.
         soft_labels: add the column `preference_prob`, the true P(chosen over rejected) under noise and bias.
@@ -88,7 +88,7 @@ class SentimentDataModule(TextPreferenceDataModule):
         seed: int = 0,
         cache_dir: str | None = None,
     ) -> None:
-        given = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
+        arguments = {k: to_config(v) for k, v in locals().items() if k not in ("self", "__class__")}
         recipe = Recipe(labels, rows, eval_rows, temperature, flip, length_bias, similarity, list_size, soft_labels,
                         weights or {"sentiment": 1.0}, tuple(margins or ()))  # fmt: skip
         folder = generated_folder(cache_dir, "sentiment", [FORMAT, asdict(recipe), to_config(world), seed])
@@ -103,7 +103,7 @@ class SentimentDataModule(TextPreferenceDataModule):
             seed=seed,
             cache_dir=cache_dir,
         )
-        self.save_hyperparameters(given, logger=False)
+        self.save_hyperparameters(arguments, logger=False)
         self.world, self.recipe, self.folder = world, recipe, folder
 
     def prepare_data(self) -> None:

@@ -45,7 +45,7 @@ def enumerate_policy(network: nn.Module, tokenizer: Any, world: SentimentWorld, 
     """
     words = [_ids(tokenizer, f" {w}") for w in WORDS]
     if any(len(w) != 1 for w in words):
-        raise ValueError("tokenizer must write every word of the language, with its blank, as one token")
+        raise ValueError("tokenizer must write every word of the language, with its space, as one token")
     allowed = torch.tensor([w[0] for w in words] + [tokenizer.eos_token_id])
     with eval_mode(network):
         both = [_one_topic(network, _ids(tokenizer, world.prompt(t)), allowed, world) for t in topics]
@@ -62,20 +62,21 @@ def _one_topic(network: nn.Module, prompt: list[int], allowed: Tensor, world: Se
     contexts = allowed[torch.cartesian_prod(*[torch.arange(size)] * (longest - 1)).view(-1, longest - 1)]
     rows = torch.cat([torch.tensor(prompt).expand(len(contexts), -1), contexts], 1).to(device)
     logits = network(input_ids=rows).logits[:, len(prompt) - 1 :]
-    begun, kept, ended = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), []
-    lost = []
+    # log-probability of every beginning of n words, restricted to the language and unrestricted; then of every text
+    prefixes, free_prefixes = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    texts, free_texts = [], []
     for n in range(longest):
         stride = size ** (longest - 1 - n)
         free = logits[::stride, n].double().log_softmax(-1).cpu()[:, allowed]
         choices = free[:, :size] if n == 0 else free
         step = choices.log_softmax(-1)
         if n:
-            ended.append(begun + step[:, size])
-            lost.append(kept + free[:, size])
-        begun = (begun[:, None] + step[:, :size]).flatten()
-        kept = (kept[:, None] + free[:, :size]).flatten()
-    inside = torch.cat([*lost, kept]).exp().sum()
-    return torch.cat([*ended, begun]), (1 - inside).clamp(min=0)
+            texts.append(prefixes + step[:, size])
+            free_texts.append(free_prefixes + free[:, size])
+        prefixes = (prefixes[:, None] + step[:, :size]).flatten()
+        free_prefixes = (free_prefixes[:, None] + free[:, :size]).flatten()
+    inside = torch.cat([*free_texts, free_prefixes]).exp().sum()
+    return torch.cat([*texts, prefixes]), (1 - inside).clamp(min=0)
 
 
 def data_enumeration(world: SentimentWorld, topics: Sequence[str]) -> Enumeration:
@@ -122,8 +123,8 @@ def frontier(
 ) -> list[tuple[float, float]]:
     """(KL, reward) of the tilted policies: no policy has a higher reward at the same KL."""
     rewards = reward_table(world, topics)
-    found = [measure(world, topics, tilted(reference, rewards, t), reference) for t in temperatures]
-    return [(m["kl"], m["reward"]) for m in found]
+    measures = [measure(world, topics, tilted(reference, rewards, t), reference) for t in temperatures]
+    return [(m["kl"], m["reward"]) for m in measures]
 
 
 def sample(world: SentimentWorld, policy: Enumeration, draws: Tensor) -> list[list[str]]:

@@ -15,7 +15,7 @@ class SentimentJudge(Judge):
     """Exact sentiment of continuations, in [-3, 3]; the topic is read from the prompt.
 
     Args:
-        length_bias: added per word, a spurious liking of length that the reward does not have.
+        length_bias: added per word, a spurious preference for length that the reward does not have.
     """
 
     def __init__(self, length_bias: float = 0.0) -> None:

@@ -121,13 +121,13 @@ class _Drawer:
 def neighbours(world: SentimentWorld, index: int) -> np.ndarray:
     """Numbers of the continuations of the same length that differ from this one in exactly one word."""
     length = int(world.lengths[index])
-    place, size = index - world.first(length), len(WORDS)
-    out = []
+    position, size = index - world.first(length), len(WORDS)
+    numbers = []
     for i in range(length):
         unit = size ** (length - 1 - i)
-        own = place // unit % size
-        out += [index + (w - own) * unit for w in range(size) if w != own]
-    return np.array(out)
+        word = position // unit % size
+        numbers += [index + (other - word) * unit for other in range(size) if other != word]
+    return np.array(numbers)
 
 
 def preference_prob(recipe: Recipe, gap: np.ndarray | float, words: np.ndarray | float) -> np.ndarray:

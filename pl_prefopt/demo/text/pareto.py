@@ -1,4 +1,4 @@
-"""`python -m pl_prefopt.demo pareto`: MODPO's front over weights, PAMA, and both objectives alone, as one picture."""
+"""`pl-prefopt demo pareto`: MODPO's front over weights, PAMA, and both objectives alone, as one figure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from pl_prefopt.cli import main as cli
+from pl_prefopt.demo.listing import config_path
 from pl_prefopt.demo.plots import front_figure
-from pl_prefopt.demo.stages import find_config
 from pl_prefopt.demo.text.exact import Enumeration, data_enumeration, measure, reward_table, tilted
 from pl_prefopt.demo.text.report import DemoReport
 from pl_prefopt.demo.text.world import TOPICS, SentimentWorld
@@ -24,7 +24,7 @@ Row = dict[str, float]
 
 
 def train(name: str, folder: Path, *options: str) -> list[Row]:
-    """Run one demo config without pictures; the exact measures before and after.
+    """Run one demo without figures; return the exact measures before and after.
 
     Args:
         name: of configs/demo/NAME.yaml.
@@ -38,8 +38,8 @@ def train(name: str, folder: Path, *options: str) -> list[Row]:
         f"--trainer.default_root_dir={folder}",
         "--trainer.callbacks.every_n_steps=100000",
     )
-    done = cli(["fit", "--config", str(find_config(f"configs/demo/{name}.yaml")), *arguments, *options])
-    report = next(c for c in done.trainer.callbacks if isinstance(c, DemoReport))  # pyright: ignore
+    run = cli(["fit", "--config", str(config_path(name)), *arguments, *options])
+    report = next(c for c in run.trainer.callbacks if isinstance(c, DemoReport))  # pyright: ignore
     return [report.history[0], report.history[-1]]
 
 
@@ -77,7 +77,7 @@ def front(folder: Path, weights: Sequence[float], *options: str) -> dict[str, li
 
 def main(args: list[str] | None = None) -> None:
     """Train, draw pareto.png and write pareto.json."""
-    parser = argparse.ArgumentParser(prog="python -m pl_prefopt.demo pareto", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="pl-prefopt demo pareto", description=main.__doc__)
     parser.add_argument("--weights", type=float, nargs="+", default=[0.8, 0.6, 0.4, 0.2], metavar="W",
                         help="weights of sentiment in (0, 1)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/demo/pareto"))
@@ -86,12 +86,12 @@ def main(args: list[str] | None = None) -> None:
         parser.error(f"--weights must lie in (0, 1), got {chosen.weights}")
     torch.set_num_threads(1)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    found = front(chosen.out / "runs", chosen.weights, *rest)
+    points = front(chosen.out / "runs", chosen.weights, *rest)
     world = SentimentWorld()
-    found["optimum"] = best_front(world, data_enumeration(world, tuple(TOPICS)), [i / 20 for i in range(21)])
-    (chosen.out / "pareto.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    front_figure(found, PAIR).savefig(chosen.out / "pareto.png")
-    for label, rows in found.items():
+    points["optimum"] = best_front(world, data_enumeration(world, tuple(TOPICS)), [i / 20 for i in range(21)])
+    (chosen.out / "pareto.json").write_text(json.dumps(points, indent=1), encoding="utf-8")
+    front_figure(points, PAIR).savefig(chosen.out / "pareto.png")
+    for label, rows in points.items():
         for row in rows if label != "optimum" else ():
             print(f"{label:18} " + "  ".join(f"{name} {row[name]:+.3f}" for name in (*PAIR, "kl")))
-    print(f"picture and numbers: {chosen.out}")
+    print(f"figure and numbers: {chosen.out}")

@@ -1,4 +1,4 @@
-"""`DemoReport`: what a run on the sentiment world learned, in exact numbers, pictures and samples."""
+"""`DemoReport`: what a run on the sentiment world learned, in exact numbers, figures and samples."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ALWAYS = ("accuracy", "reward", "reward_unseen", "kl", "length", "leak")
 
 
 class DemoReport(pl.Callback):
-    """Exact reward and KL every few steps; at the end samples, pictures and a summary in the run folder.
+    """Exact reward and KL every few steps; at the end samples, figures and a summary in the run folder.
 
     Logs `demo/reward`, `demo/kl`, `demo/length` and the other entries of `pl_prefopt.demo.text.exact.measure`, and
     `demo/reward_unseen` for topics that no pair is about. The KL is taken to the policy that the run began with.
@@ -108,18 +108,18 @@ class DemoReport(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the held-out numbers beside the exact ones."""
         metrics = trainer.callback_metrics
-        found = {name: float(metrics[f"val/{name}"]) for name in HELD_OUT if f"val/{name}" in metrics}
-        if not trainer.is_global_zero or not found:
+        held_out = {name: float(metrics[f"val/{name}"]) for name in HELD_OUT if f"val/{name}" in metrics}
+        if not trainer.is_global_zero or not held_out:
             return
         if trainer.sanity_checking:
-            self._untrained = found if trainer.num_sanity_val_steps == float("inf") else {}
+            self._untrained = held_out if trainer.num_sanity_val_steps == float("inf") else {}
             return
         if self.history[-1]["step"] != trainer.global_step:
             self._measure(trainer, pl_module)
-        self.history[-1] |= found
+        self.history[-1] |= held_out
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write samples and pictures, print the summary."""
+        """Write samples and figures, print the summary."""
         folder = run_folder(trainer)
         if not trainer.is_global_zero or not self.history:
             return
@@ -216,4 +216,4 @@ def print_summary(
     for r in rows[::SHOWN]:
         samples.add_row(r["topic"], r["before"], f"{r['reward_before']:+.1f}", r["after"], f"{r['reward_after']:+.1f}")
     console.print(table, samples)
-    console.print(f"pictures, samples and numbers: {folder}", soft_wrap=True, highlight=False)
+    console.print(f"figures, samples and numbers: {folder}", soft_wrap=True, highlight=False)

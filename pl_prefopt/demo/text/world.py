@@ -88,7 +88,7 @@ class SentimentWorld(Configurable):
         return PROMPT.format(topic)
 
     def text(self, index: int) -> str:
-        """Text of a continuation; every word follows a blank."""
+        """Text of a continuation; every word follows a space."""
         return "".join(f" {WORDS[w]}" for w in self.words[index] if w >= 0)
 
     def index(self, text: str) -> int:
@@ -100,10 +100,10 @@ class SentimentWorld(Configurable):
         words = text.split()
         if not 1 <= len(words) <= self.max_words or any(w not in WORDS for w in words):
             raise ValueError(f"{text!r} is not one to {self.max_words} words of {', '.join(WORDS)}")
-        place = 0
+        position = 0
         for word in words:
-            place = place * len(WORDS) + WORDS.index(word)
-        return self.first(len(words)) + place
+            position = position * len(WORDS) + WORDS.index(word)
+        return self.first(len(words)) + position
 
     def first(self, length: int) -> int:
         """Number of the first continuation of `length` words."""
@@ -176,7 +176,7 @@ def _sentiment(longest: int, topic: str) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _generator(longest: int, topic: str) -> np.ndarray:
     words = _enumerate(longest)
-    start, step, stop = _chain(topic)
+    start, step, stop = chain(topic)
     out = start[words[:, 0]]
     for i in range(1, longest):
         before, here = words[:, i - 1], words[:, i]
@@ -185,7 +185,7 @@ def _generator(longest: int, topic: str) -> np.ndarray:
     return out
 
 
-def _chain(topic: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def chain(topic: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First-word (W,) and next-word (W, W) probabilities, and the probability (W,) of ending after a word."""
     weight = np.where(valence(topic) == 0, 0.5, 1.0)
     modifier = np.array([w in MODIFIERS for w in WORDS])

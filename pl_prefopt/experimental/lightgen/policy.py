@@ -15,6 +15,7 @@ from pl_prefopt.policies.base import PolicyBuilder
 from pl_prefopt.policies.diffusion import Diffusion
 from pl_prefopt.utilities.configurable import from_config
 from pl_prefopt.utilities.dtypes import dtype_named
+from pl_prefopt.utilities.files import resolve_package
 
 if TYPE_CHECKING:
     from pl_prefopt.diffusion.conditioner import PipelineConditioner
@@ -37,7 +38,8 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
     Args:
         encoders: the pipeline whose frozen VAE and text encoders are used, e.g. that of SD 3.5; `tiny: pixel` has no
             VAE, so tokens are patches of pixels.
-        pretrained: folder that an export or `save_pretrained` wrote; exactly one of `pretrained` and `config`.
+        pretrained: folder that an export or `save_pretrained` wrote, or `package://<package>/<folder>`; exactly one of
+            `pretrained` and `config`.
         config: "base", "large", "huge", or arguments of `pl_prefopt.models.MaskedAutoregressive`, for random weights.
         lora: arguments of peft.LoraConfig on the attention projections; None trains all weights.
         dtype: "float32", "bfloat16" or "float16".
@@ -102,7 +104,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
         from pl_prefopt.experimental.lightgen.network import MaskedAutoregressive
 
         if self.pretrained is not None:
-            return MaskedAutoregressive.from_pretrained(self.pretrained, use_safetensors=True)
+            return MaskedAutoregressive.from_pretrained(resolve_package(self.pretrained), use_safetensors=True)
         return MaskedAutoregressive(**self._sizes())
 
     def _sizes(self) -> dict[str, Any]:
@@ -110,7 +112,7 @@ class MaskedAutoregressivePolicy(PolicyBuilder):
         if self.pretrained is not None:
             from pl_prefopt.experimental.lightgen.network import MaskedAutoregressive
 
-            loaded: Any = MaskedAutoregressive.load_config(self.pretrained)
+            loaded: Any = MaskedAutoregressive.load_config(resolve_package(self.pretrained))
             return dict(loaded)
         return dict(SIZES[self.config] if isinstance(self.config, str) else self.config or {})
 
