@@ -6,6 +6,7 @@ pl-prefopt fit --config configs/demo/text-dpo.yaml --model.objective IPO
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 import sys
@@ -185,7 +186,8 @@ def _quiet_argv(hide: bool) -> Iterator[None]:
 def console() -> None:
     """Entry point of the installed command; `pl-prefopt demo ...` lists and runs the demos."""
     if sys.argv[1:2] == ["demo"]:
-        from pl_prefopt.demo.__main__ import main as demo
+        # by name: the demo is a user of the command line, and nothing of the library depends on it
+        demo = importlib.import_module("pl_prefopt.demo.__main__").main
 
         demo(sys.argv[2:])
     else:
