@@ -7,8 +7,9 @@ Every contestant runs in a process of its own, one after the other, several roun
 busy machine favours one of them. A random Qwen2-shaped model, 4 pairs a step, AdamW, in two shapes: head-heavy (4
 layers x 256, vocabulary 32,000, prompts of about 140 and completions of about 80 tokens), where the output layer
 dominates, and body-heavy (8 layers x 512, vocabulary 8,000, prompts of about 350 tokens). Steps are timed after one
-warm-up step; making the reference cache (both sides) is not in the step time. `--before` adds another checkout of this
-project.
+warm-up step; making the reference cache (both sides) is not in the step time. Seconds are CPU time of the process, with
+one thread what a quiet machine's clock shows, and less sensitive to other work than the clock. `--before` adds another
+checkout of this project.
 """
 
 from __future__ import annotations
@@ -120,11 +121,11 @@ class Clock:
     def start(self) -> None:
         """A step begins."""
         self.base = self.base or resident_mb()
-        self.begun = time.perf_counter()
+        self.begun = time.process_time()
 
     def stop(self, loss: float | None = None) -> None:
         """A step has ended."""
-        self.seconds.append(time.perf_counter() - self.begun)
+        self.seconds.append(time.process_time() - self.begun)
         if loss is not None:
             self.losses.append(loss)
 
