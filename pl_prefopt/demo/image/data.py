@@ -159,5 +159,7 @@ def write_split(folder: Path, split: str, rows: list[Row]) -> None:
     """Write `<split>.jsonl` and its images below `<split>/`."""
     chosen = write_pictures(folder, f"{split}/chosen", [r[1] for r in rows])
     rejected = write_pictures(folder, f"{split}/rejected", [r[2] for r in rows])
-    lines = [{"caption": r[0], "chosen": a, "rejected": b} for r, a, b in zip(rows, chosen, rejected, strict=True)]
+    lines: list[dict[str, object]] = [
+        {"caption": r[0], "chosen": a, "rejected": b} for r, a, b in zip(rows, chosen, rejected, strict=True)
+    ]
     write_jsonl(folder / f"{split}.jsonl", lines)
