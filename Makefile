@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help environment quickstart test lint build
 
 help:
-	@echo "make quickstart   train the demo from nothing and show what it learned"
+	@echo "make quickstart   run the text demo and show what it learned"
 	@echo "make test         run the tests"
 	@echo "make lint         ruff and pyright"
 	@echo "make build        sdist and wheel in dist/"
@@ -38,7 +38,7 @@ $(PROJECT): $(PACKAGES)
 	@touch "$@"
 
 quickstart: environment
-	@$(RUN) -m pl_prefopt.demo text-dpo
+	@$(RUN) -m pl_prefopt demo text-dpo
 
 test: environment
 	@$(RUN) -m pytest -q -n 2 --dist worksteal

@@ -63,10 +63,10 @@ def test_a_base_can_do_what_its_record_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", IMAGE)
-def test_an_image_base_draws_clear_shapes_but_follows_its_caption_in_about_a_third(name: str) -> None:
+def test_an_image_base_draws_clear_shapes_and_follows_less_than_half_of_the_captions(name: str) -> None:
     measured = read_record(name).measured
     assert measured["clear"] >= 0.95
-    assert 0.25 <= measured["both"] <= 0.42
+    assert 0.25 <= measured["both"] <= 0.5
 
 
 def test_all_image_bases_have_one_vae() -> None:

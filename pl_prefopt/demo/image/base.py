@@ -78,8 +78,8 @@ class Phase:
 VAE = VAETraining()
 PHASES = {
     "image": (Phase(0.0, 1000, 3e-3), Phase(0.35, 1000, 1.5e-3)),
-    "image-sdxl": (Phase(0.0, 1000, 3e-3), Phase(0.45, 1000, 1.5e-3)),
-    "image-flow": (Phase(0.0, 3000, 2e-3), Phase(0.35, 1500, 1e-3)),
+    "image-sdxl": (Phase(0.0, 1000, 3e-3), Phase(0.35, 1000, 1.5e-3)),
+    "image-flow": (Phase(0.0, 3000, 2e-3), Phase(0.35, 1500, 1e-3), Phase(0.6, 600, 1e-3)),
 }
 """Name of a base -> the phases of its denoiser's training."""
 

@@ -150,9 +150,9 @@ def caption_rows(world: ShapesWorld, count: int, wrong: float, rng: np.random.Ge
         yield caption, images[i], next(image for image in later if not same_file(image, images[i]))
 
 
-def same_file(one: Tensor, two: Tensor) -> bool:
+def same_file(first: Tensor, second: Tensor) -> bool:
     """Whether two images are the same in 8 bits."""
-    return bool(((one * 255).round() == (two * 255).round()).all())
+    return bool(((first * 255).round() == (second * 255).round()).all())
 
 
 def write_split(folder: Path, split: str, rows: list[Row]) -> None:
