@@ -16,8 +16,10 @@ from pl_prefopt.logprobs.layout import Rows, Tokens, prefix_pays, separate_rows,
 from pl_prefopt.logprobs.probe import (
     PROMPT,
     apply_head,
+    busy_adapters,
     check_training_mode,
     difference,
+    key_limit,
     learned_positions,
     networks_to_probe,
     probe_tokens,
@@ -48,6 +50,7 @@ class CausalFamily(TokenFamily[Rows]):
         """Up to how many tokens of such a row, prompt and all completions."""
         self.rope_limits: dict[str, int] = {}
         self.learned_positions = math.inf
+        self.key_limit = math.inf
 
     def check(self, *networks: nn.Module) -> None:
         """Check the calls, the output layer and the shared-prefix rows on the models that will be used.
@@ -59,12 +62,14 @@ class CausalFamily(TokenFamily[Rows]):
         limits = []
         for network in networks:
             self.learned_positions = min(self.learned_positions, learned_positions(network) or math.inf)
+            self.key_limit = min(self.key_limit, key_limit(network) or math.inf)
             self.rope_limits |= rope_limits(network)
             probes = networks_to_probe(network, lambda probe: _own_logits(probe, probe_tokens(probe).prompt[0, :4]))
-            for probe in probes:
-                check_separate_rows(probe, self.learned_positions)
-            if self.shared_prefix is not False:
-                limits.append(min(longest_shared_row(probe, self.learned_positions) for probe in probes))
+            with busy_adapters(network):
+                for probe in probes:
+                    check_separate_rows(probe, self.learned_positions)
+                if self.shared_prefix is not False:
+                    limits.append(min(longest_shared_row(probe, self.learned_positions) for probe in probes))
         self.longest_shared_row = min(limits, default=0)
         self.prefix_honoured = self.longest_shared_row > 0
         if self.shared_prefix and not self.prefix_honoured:
@@ -88,21 +93,22 @@ class CausalFamily(TokenFamily[Rows]):
         return shared_prefix_rows(tokens) if share else separate_rows(tokens)
 
     def _check_lengths(self, tokens: Tokens) -> None:
-        if self.learned_positions == math.inf and not self.rope_limits:
+        if min(self.learned_positions, self.key_limit) == math.inf and not self.rope_limits:
             return
         lengths = tokens.prompt_length[:, None] + tokens.length
         longest = int(lengths.max())
-        if longest > self.learned_positions:
-            raise ValueError(
-                f"prompt and completion must have at most {self.learned_positions} tokens together, the positions that "
-                f"the model has learned, got {longest}. Shorten rows by the datamodule's length limits."
-            )
+        reasons = {
+            self.learned_positions: "the model has learned no more positions",
+            self.key_limit: "beyond that the model keeps the highest-ranked keys, and ties fall as padding says",
+        }
         for kind, limit in self.rope_limits.items():
-            if longest > limit and ("dynamic" in kind or int(lengths[tokens.length > 0].min()) <= limit):
+            if "dynamic" in kind or int(lengths[tokens.length > 0].min()) <= limit:
+                reasons[limit] = f"rotary positions of type {kind} rescale every row of a batch by its longest"
+        for limit, reason in reasons.items():
+            if longest > limit:
                 raise ValueError(
-                    f"prompt and completion must have at most {limit} tokens together with rotary positions of type "
-                    f"{kind}, got {longest}: transformers would rescale every row of the batch by its longest. Shorten "
-                    "rows by the datamodule's length limits."
+                    f"prompt and completion must have at most {limit} tokens together, got {longest}: {reason}. "
+                    "Shorten rows by the datamodule's length limits."
                 )
 
     def predicting_states(self, network: nn.Module, rows: Rows) -> Tensor:
@@ -151,9 +157,11 @@ def output_head(network: nn.Module) -> Head:
         ValueError: no output layer, or adapters on it.
     """
     layer, config = output_layer(network), base_model(network).config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0
-    if getattr(config, "logits_scaling", None):
-        scale = 1.0 / config.logits_scaling
+    scale = 1.0
+    for name in ("logit_scale", "lm_head_multiplier"):
+        scale *= getattr(config, name, None) or 1.0
+    for name in ("logits_scaling", "logits_mup_width_multiplier"):
+        scale /= getattr(config, name, None) or 1.0
     return Head(
         whole(layer.weight),
         whole(getattr(layer, "bias", None)),
@@ -182,8 +190,8 @@ def check_separate_rows(network: nn.Module, longest: float = math.inf) -> None:
     if max(difference(a[: prompt - 1], alone[0][: prompt - 1]) for a in alone) > tolerance:
         refuse(
             network,
-            "the model must be causal, but what follows a token changes the logits at this token; set is_decoder: true where the "
-            "configuration has it, or take a decoder",
+            "the model must be causal, but what follows a token changes the logits at this token; set "
+            "is_decoder: true where the configuration has it, or take a decoder",
         )
     gaps = [
         difference(values[:length], expected) for values, expected, length in zip(logits, alone, lengths, strict=True)

@@ -16,6 +16,7 @@ from pl_prefopt.logprobs.family import TokenFamily, base_model, output_layer
 from pl_prefopt.logprobs.layout import EncoderDecoderRows, Tokens, encoder_decoder_rows
 from pl_prefopt.logprobs.probe import (
     apply_head,
+    busy_adapters,
     check_training_mode,
     difference,
     learned_positions,
@@ -54,8 +55,10 @@ class EncoderDecoderFamily(TokenFamily[EncoderDecoderRows]):
                     f"{type(model).__name__}: decoder_start_token_id must be a token id, got None. Set it in `config`."
                 )
             self.learned_positions = min(self.learned_positions, learned_positions(network) or math.inf)
-            for probe in networks_to_probe(network, self._probe_logits):
-                self._check(probe)
+            probes = networks_to_probe(network, self._probe_logits)
+            with busy_adapters(network):
+                for probe in probes:
+                    self._check(probe)
 
     def _probe_logits(self, network: nn.Module) -> Tensor:
         ids = probe_tokens(network).prompt[0]

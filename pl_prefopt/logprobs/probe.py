@@ -26,8 +26,8 @@ from pl_prefopt.utilities.modes import disable_dropout
 PROMPT = 40
 """Tokens of the probe's prompt: a window up to this length shows its effect in the probe."""
 _COMPLETIONS = (7, 3, 5)
-_LARGEST_COPY = 20_000_000
-_ROUNDING = {torch.float64: 3e-4, torch.float32: 3e-4, torch.float16: 1e-2}
+_LARGEST_COPY = 100_000_000
+_ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 1e-2}
 _WINDOW = re.compile(r"window|chunk|block_size|local|index_topk|floor")
 _NO_WINDOW = re.compile(
     r"pattern|layer|block[s_]t|num_|feed_forward|experts|head|audio|vision|speech|tokenizer|ids$|token_id"
@@ -41,7 +41,8 @@ def probe_tokens(network: nn.Module, longest: float = math.inf, prompts: int = 1
     """
     config = base_model(network).config
     text = config.get_text_config()
-    special = {value for c in (config, text) for name, value in vars(c).items() if name.endswith("token_id")}
+    named = [value for c in (config, text) for name, value in vars(c).items() if name.endswith("token_id")]
+    special = {i for value in named for i in (value if isinstance(value, (list, tuple)) else [value])}
     words = [i for i in range(min(text.vocab_size, 1000)) if i not in special] or [0]
     lengths = _COMPLETIONS if longest >= 24 else (2, 1, 1)
     prompt = int(min(PROMPT, longest - sum(lengths)))
@@ -78,10 +79,30 @@ def strong_copy(network: nn.Module) -> nn.Module | None:
     for p in twin.parameters():
         if p.dim() >= 2:
             deviation = max(1.2 / math.sqrt(min(p.shape[-1], 64)), float(p.std()))
-            p.copy_(deviation * torch.randn(p.shape, generator=g))
+            p.uniform_(-1.7 * deviation, 1.7 * deviation, generator=g)
         else:
             p.add_(0.2 * torch.randn(p.shape, generator=g))
     return twin
+
+
+@contextmanager
+def busy_adapters(network: nn.Module) -> Iterator[None]:
+    """Run a block with random values in adapters, which start at zero and would hide how the model calls them."""
+    zero = [
+        p
+        for p in network.parameters()
+        if p.requires_grad and p.dim() >= 2 and p.is_floating_point() and not hasattr(p, "full_tensor") and not p.any()
+    ]
+    g = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in zero:
+            p.copy_(0.1 * torch.randn(p.shape, generator=g))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p in zero:
+                p.zero_()
 
 
 @contextmanager
@@ -145,10 +166,18 @@ def rope_limits(network: nn.Module) -> dict[str, int]:
     limits: dict[str, int] = {}
     for entry in (parameters, *parameters.values()):
         kind = entry.get("rope_type", "") if isinstance(entry, dict) else ""
-        if kind == "longrope" or "dynamic" in kind:
+        if kind == "longrope" or ("dynamic" in kind and not entry.get("alpha")):
             length = entry.get("original_max_position_embeddings") or config.max_position_embeddings
             limits[kind] = min(limits.get(kind, length), length)
     return limits
+
+
+def key_limit(network: nn.Module) -> int | None:
+    """Length from which a model keeps the highest-ranked keys only, by a rank that repeated tokens share.
+
+    Ties then fall as the length of the row says, so padding changes the result.
+    """
+    return getattr(base_model(network).config.get_text_config(), "keep_window_size", None)
 
 
 def learned_positions(network: nn.Module) -> int | None:
@@ -211,8 +240,9 @@ def check_training_mode(network: nn.Module, call: Callable[[], Tensor]) -> None:
     if gap > rounding(states.dtype):
         refuse(
             network,
-            f"the model must give the same states in training as in evaluation, but they differ by {gap:.2g} of their size, so "
-            "policy and reference would disagree; set its jitter or noise to 0 in the configuration",
+            f"the model must give the same states in training as in evaluation, but they differ by {gap:.2g} of their size, "
+            "so policy and reference would disagree; set its jitter or noise to 0 in the configuration, and keep adapters "
+            "off the layers that it calls in another way in training",
         )
 
 
