@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,15 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from pl_prefopt.logprobs.chunked_head import Head
-from pl_prefopt.logprobs.family import (
-    TokenFamily,
-    apply_head,
-    base_model,
-    output_layer,
-    probe_tokens,
-    refuse_difference,
-)
+from pl_prefopt.logprobs.family import TokenFamily, base_model, output_layer
 from pl_prefopt.logprobs.layout import Rows, Tokens, prefix_pays, separate_rows, shared_prefix_rows
+from pl_prefopt.logprobs.probe import (
+    PROMPT,
+    apply_head,
+    busy_adapters,
+    check_training_mode,
+    difference,
+    key_limit,
+    learned_positions,
+    networks_to_probe,
+    probe_tokens,
+    refuse,
+    refuse_head,
+    refuse_padding,
+    rope_limits,
+    rounding,
+    running,
+    windows,
+)
 from pl_prefopt.utilities.padding import pad_right
 from pl_prefopt.utilities.sharding import whole
 
@@ -34,11 +46,32 @@ class CausalFamily(TokenFamily[Rows]):
         self.shared_prefix = shared_prefix
         self.prefix_honoured = False
         """Whether the model gives the same states for shared-prefix rows; `check` finds out."""
+        self.longest_shared_row = math.inf
+        """Up to how many tokens of such a row, prompt and all completions."""
+        self.rope_limits: dict[str, int] = {}
+        self.learned_positions = math.inf
+        self.key_limit = math.inf
 
-    def check(self, network: nn.Module) -> None:
-        """Check the output layer and the shared-prefix rows on the model that will be used."""
-        check_head(network)
-        self.prefix_honoured = self.shared_prefix is not False and honours_shared_prefix(network)
+    def check(self, *networks: nn.Module) -> None:
+        """Check the calls, the output layer and the shared-prefix rows on the models that will be used.
+
+        Raises:
+            ValueError: the model cannot be scored, with the reason; or `shared_prefix: true` for a model that gives
+                other states then.
+        """
+        limits = []
+        for network in networks:
+            self.learned_positions = min(self.learned_positions, learned_positions(network) or math.inf)
+            self.key_limit = min(self.key_limit, key_limit(network) or math.inf)
+            self.rope_limits |= rope_limits(network)
+            probes = networks_to_probe(network, lambda probe: _own_logits(probe, probe_tokens(probe).prompt[0, :4]))
+            with busy_adapters(network):
+                for probe in probes:
+                    check_separate_rows(probe, self.learned_positions)
+                if self.shared_prefix is not False:
+                    limits.append(min(longest_shared_row(probe, self.learned_positions) for probe in probes))
+        self.longest_shared_row = min(limits, default=0)
+        self.prefix_honoured = self.longest_shared_row > 0
         if self.shared_prefix and not self.prefix_honoured:
             raise ValueError(
                 "shared_prefix: true, but this model gives other hidden states for shared-prefix rows; leave it unset "
@@ -46,12 +79,37 @@ class CausalFamily(TokenFamily[Rows]):
             )
 
     def rows(self, network: nn.Module, tokens: Tokens, extra: dict[str, Tensor] | None = None) -> Rows:
-        """Shared-prefix rows where they are honoured and pay, else separate rows."""
+        """Shared-prefix rows where they are honoured and pay, else separate rows.
+
+        Raises:
+            ValueError: `extra` inputs, or rows that are longer than the model's positions allow.
+        """
         if extra:
             raise ValueError(f"a causal language model must be given tokens alone, got {', '.join(sorted(extra))} too")
-        wanted = self.prefix_honoured and (self.shared_prefix or prefix_pays(tokens))
-        share = wanted and _window_allows(base_model(network).config, tokens)
+        self._check_lengths(tokens)
+        share = self.prefix_honoured and (self.shared_prefix or prefix_pays(tokens))
+        if share and self.longest_shared_row < math.inf:
+            share = int((tokens.prompt_length + tokens.length.sum(1)).max()) <= self.longest_shared_row
         return shared_prefix_rows(tokens) if share else separate_rows(tokens)
+
+    def _check_lengths(self, tokens: Tokens) -> None:
+        if min(self.learned_positions, self.key_limit) == math.inf and not self.rope_limits:
+            return
+        lengths = tokens.prompt_length[:, None] + tokens.length
+        longest = int(lengths.max())
+        reasons = {
+            self.learned_positions: "the model has learned no more positions",
+            self.key_limit: "beyond that the model keeps the highest-ranked keys, and ties fall as padding says",
+        }
+        for kind, limit in self.rope_limits.items():
+            if "dynamic" in kind or int(lengths[tokens.length > 0].min()) <= limit:
+                reasons[limit] = f"rotary positions of type {kind} rescale every row of a batch by its longest"
+        for limit, reason in reasons.items():
+            if longest > limit:
+                raise ValueError(
+                    f"prompt and completion must have at most {limit} tokens together, got {longest}: {reason}. "
+                    "Shorten rows by the datamodule's length limits."
+                )
 
     def predicting_states(self, network: nn.Module, rows: Rows) -> Tensor:
         """(B, K, T, H) hidden states that predict each completion token."""
@@ -74,18 +132,22 @@ class CausalFamily(TokenFamily[Rows]):
 
 
 def hidden_states(network: nn.Module, rows: Rows) -> Tensor:
-    """(R, L, H) input of the output layer for one layout of rows."""
-    model = base_model(network)
-    mask = rows.attention_mask
-    if mask.dim() == 4 and model.config._attn_implementation == "eager":
+    """(R, L, H) input of the output layer for one layout of rows.
+
+    Separate rows leave positions to the model, since some count them in their own way; shared-prefix rows need theirs.
+    """
+    model, mask = base_model(network), rows.attention_mask
+    inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False, **rows.extra}
+    if mask.dim() == 2:
+        return model.base_model(attention_mask=mask.long(), **inputs).last_hidden_state
+    if model.config._attn_implementation == "eager":
         # eager attention adds its mask to the scores, so a bool mask has to become 0 and -inf
         mask = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(model.dtype).min
         )
-    inputs = {"input_ids": rows.input_ids, "attention_mask": mask, "use_cache": False, **rows.extra}
     if getattr(model.config, "position_embedding_type", None) != "none" and _takes_positions(model.base_model):
         inputs["position_ids"] = rows.position_ids
-    return model.base_model(**inputs).last_hidden_state
+    return model.base_model(attention_mask=mask, **inputs).last_hidden_state
 
 
 def output_head(network: nn.Module) -> Head:
@@ -95,9 +157,11 @@ def output_head(network: nn.Module) -> Head:
         ValueError: no output layer, or adapters on it.
     """
     layer, config = output_layer(network), base_model(network).config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0
-    if getattr(config, "logits_scaling", None):
-        scale = 1.0 / config.logits_scaling
+    scale = 1.0
+    for name in ("logit_scale", "lm_head_multiplier"):
+        scale *= getattr(config, name, None) or 1.0
+    for name in ("logits_scaling", "logits_mup_width_multiplier"):
+        scale /= getattr(config, name, None) or 1.0
     return Head(
         whole(layer.weight),
         whole(getattr(layer, "bias", None)),
@@ -107,44 +171,76 @@ def output_head(network: nn.Module) -> Head:
 
 
 @torch.no_grad()
-def check_head(network: nn.Module) -> None:
-    """Compare hidden states and output layer with the model's own logits on one tiny row.
+def check_separate_rows(network: nn.Module, longest: float = math.inf) -> None:
+    """Compare padded rows and the output layer with the model's own logits of each row alone.
 
     Raises:
-        ValueError: they differ, so log-probabilities taken from them would be wrong.
+        ValueError: the model cannot be called with tokens alone, sees what comes later, or gives other values; the
+            log-probabilities would be wrong.
     """
-    rows = separate_rows(probe_tokens(network))
-    logits = apply_head(hidden_states(network, rows), output_head(network))
+    tokens = probe_tokens(network, longest)
+    rows = separate_rows(tokens)
+    lengths = rows.attention_mask.sum(1).tolist()
+    head = output_head(network)
+    with running(network):
+        alone = [_own_logits(network, ids[:length]) for ids, length in zip(rows.input_ids, lengths, strict=True)]
+        hidden = hidden_states(network, rows)
+        logits = apply_head(hidden, head)
+    tolerance, prompt = rounding(hidden.dtype), int(tokens.prompt_length[0])
+    if max(difference(a[: prompt - 1], alone[0][: prompt - 1]) for a in alone) > tolerance:
+        refuse(
+            network,
+            "the model must be causal, but what follows a token changes the logits at this token; set "
+            "is_decoder: true where the configuration has it, or take a decoder",
+        )
+    gaps = [
+        difference(values[:length], expected) for values, expected, length in zip(logits, alone, lengths, strict=True)
+    ]
+    if (gap := gaps[lengths.index(max(lengths))]) > tolerance:
+        refuse_head(network, gap)
+    if max(gaps) > tolerance:
+        refuse_padding(network, max(gaps))
+    check_training_mode(network, lambda: hidden_states(network, rows)[rows.attention_mask])
+
+
+def _own_logits(network: nn.Module, ids: Tensor) -> Tensor:
+    """(L, V) float32 logits of one row (L,) as the model itself gives them."""
     model = base_model(network)
-    expected = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
-    refuse_difference(network, logits, expected, rows.attention_mask)
+    return model(input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), use_cache=False).logits[0].float()
 
 
 @torch.no_grad()
-def honours_shared_prefix(network: nn.Module) -> bool:
-    """Whether the model gives the same hidden states for shared-prefix rows as for separate rows, on a tiny probe."""
+def honours_shared_prefix(network: nn.Module, longest: float = math.inf) -> bool:
+    """Whether the model gives the same hidden states for shared-prefix rows as for separate rows, on a probe."""
     if base_model(network).config._attn_implementation not in ("sdpa", "eager"):
         return False
-    tokens = probe_tokens(network)
+    tokens = probe_tokens(network, longest)
 
     def states(rows: Rows) -> Tensor:
-        return hidden_states(network, rows).float().flatten(0, 1)[rows.source[tokens.mask]]
+        return hidden_states(network, rows).flatten(0, 1)[rows.source[tokens.mask]]
 
     try:
         separate, shared = states(separate_rows(tokens)), states(shared_prefix_rows(tokens))
-    except (RuntimeError, ValueError, TypeError, IndexError):
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # what a model says to a mask that it does not know can be anything
         return False
-    return bool((separate - shared).abs().max() <= 0.02 * separate.abs().max().clamp(min=1e-6))
+    return difference(shared, separate) <= rounding(separate.dtype)
+
+
+def longest_shared_row(network: nn.Module, longest: float = math.inf) -> float:
+    """Up to how many tokens shared-prefix rows are proven right; 0 for never.
+
+    Layers with a window do not apply it to a mask of our own. So a row must fit into every window that the probe's
+    prompt does not exceed; for shorter windows the probe itself tells.
+    """
+    lengths = windows(network)
+    if honours_shared_prefix(network, longest):
+        return min((w for w in lengths if w > min(PROMPT, longest)), default=math.inf)
+    shortest = min(lengths, default=0)
+    return shortest if 8 <= shortest <= PROMPT + 15 and honours_shared_prefix(network, shortest) else 0
 
 
 def _takes_positions(backbone: nn.Module) -> bool:
     parameters = inspect.signature(backbone.forward).parameters
     return "position_ids" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def _window_allows(config: Any, tokens: Tokens) -> bool:
-    """Sliding-window layers do not window a 4-D mask, so every row must fit into the window."""
-    window = getattr(config, "sliding_window", None)
-    if not isinstance(window, int):
-        return True
-    return int((tokens.prompt_length + tokens.length.amax(1)).max()) <= window

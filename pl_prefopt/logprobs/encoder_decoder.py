@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,15 +12,21 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pl_prefopt.logprobs.chunked_head import Head
-from pl_prefopt.logprobs.family import (
-    TokenFamily,
-    apply_head,
-    base_model,
-    output_layer,
-    probe_tokens,
-    refuse_difference,
-)
+from pl_prefopt.logprobs.family import TokenFamily, base_model, output_layer
 from pl_prefopt.logprobs.layout import EncoderDecoderRows, Tokens, encoder_decoder_rows
+from pl_prefopt.logprobs.probe import (
+    apply_head,
+    busy_adapters,
+    check_training_mode,
+    difference,
+    learned_positions,
+    networks_to_probe,
+    probe_tokens,
+    refuse_head,
+    refuse_padding,
+    rounding,
+    running,
+)
 from pl_prefopt.utilities.padding import pad_right
 from pl_prefopt.utilities.sharding import whole
 
@@ -32,29 +39,71 @@ class EncoderDecoderFamily(TokenFamily[EncoderDecoderRows]):
     `final_logits_bias`; whether that is all is checked against the model's own logits.
     """
 
-    def check(self, network: nn.Module) -> None:
-        """Compare with the model's own logits on a tiny probe."""
+    def __init__(self) -> None:
+        self.learned_positions = math.inf
+
+    def check(self, *networks: nn.Module) -> None:
+        """Compare prompts and completions of different lengths in one batch with the model's own logits of each alone.
+
+        Raises:
+            ValueError: the model cannot be scored, with the reason.
+        """
+        for network in networks:
+            model = base_model(network)
+            if _start_id(model) is None:
+                raise ValueError(
+                    f"{type(model).__name__}: decoder_start_token_id must be a token id, got None. Set it in `config`."
+                )
+            self.learned_positions = min(self.learned_positions, learned_positions(network) or math.inf)
+            probes = networks_to_probe(network, self._probe_logits)
+            with busy_adapters(network):
+                for probe in probes:
+                    self._check(probe)
+
+    def _probe_logits(self, network: nn.Module) -> Tensor:
+        ids = probe_tokens(network).prompt[0]
+        return self._own_logits(network, ids[:4], ids[4:7])
+
+    @torch.no_grad()
+    def _check(self, network: nn.Module) -> None:
         model = base_model(network)
-        if _start_id(model) is None:
-            raise ValueError(
-                f"{type(model).__name__}: decoder_start_token_id must be a token id, got None. Set it in `config`."
-            )
-        with torch.no_grad():
-            tokens = probe_tokens(network)
-            rows = self.rows(network, tokens)
-            logits = apply_head(self.predicting_states(network, rows).flatten(0, 1), self.output_head(network))
-            expected = model(
-                input_ids=rows.input_ids.repeat_interleave(rows.count, 0),
-                attention_mask=rows.attention_mask.repeat_interleave(rows.count, 0).long(),
-                decoder_input_ids=rows.decoder_input_ids,
-                use_cache=False,
-            ).logits
-        refuse_difference(network, logits, expected, tokens.mask.flatten(0, 1))
+        tokens = probe_tokens(network, self.learned_positions, prompts=2)
+        rows, head, mask = self.rows(network, tokens), self.output_head(network), tokens.mask
+        with running(network):
+            logits = apply_head(self.predicting_states(network, rows), head)
+            alone = torch.zeros_like(logits)
+            for b, k in mask.any(-1).nonzero().tolist():
+                prompt, completion = tokens.prompt[b, : tokens.prompt_length[b]], tokens.completion[b, k, mask[b, k]]
+                alone[b, k, mask[b, k]] = self._own_logits(network, prompt, completion)
+        tolerance = rounding(next(model.parameters()).dtype)
+        longest = (0, int(tokens.length[0].argmax()))
+        if (gap := difference(logits[longest], alone[longest])) > tolerance:
+            refuse_head(network, gap)
+        if (gap := difference(logits[mask], alone[mask])) > tolerance:
+            refuse_padding(network, gap)
+        check_training_mode(network, lambda: self.predicting_states(network, rows)[mask])
+
+    def _own_logits(self, network: nn.Module, prompt: Tensor, completion: Tensor) -> Tensor:
+        """(T, V) float32 logits of one completion (T,) of one prompt (P,) as the model itself gives them."""
+        model = base_model(network)
+        start = completion.new_full((1, 1), _start_id(model) or 0)
+        return model(
+            input_ids=prompt[None],
+            attention_mask=torch.ones_like(prompt[None]),
+            decoder_input_ids=torch.cat([start, completion[None, :-1]], 1),
+            use_cache=False,
+        ).logits[0].float()  # fmt: skip
 
     def rows(self, network: nn.Module, tokens: Tokens, extra: dict[str, Tensor] | None = None) -> EncoderDecoderRows:
         """Prompts for the encoder, completions shifted right for the decoder."""
         if extra:
             raise ValueError(f"an encoder-decoder must be given tokens alone, got {', '.join(sorted(extra))} too")
+        longest = max(tokens.prompt.shape[1], tokens.completion.shape[2])
+        if longest > self.learned_positions:
+            raise ValueError(
+                f"prompts and completions must have at most {self.learned_positions} tokens each, the positions that "
+                f"the model has learned, got {longest}. Shorten rows by the datamodule's length limits."
+            )
         config = base_model(network).config
         return encoder_decoder_rows(tokens, _start_id(base_model(network)) or 0, config.pad_token_id or 0)
 

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from pl_prefopt.logprobs.chunked_head import Head
@@ -20,11 +19,14 @@ class TokenFamily(ABC, Generic[RowsT]):
     """A kind of token model. Policies give theirs by `family()`, as denoisers do."""
 
     @abstractmethod
-    def check(self, network: nn.Module) -> None:
-        """Compare hidden states and output layer with the model's own logits on a tiny probe.
+    def check(self, *networks: nn.Module) -> None:
+        """Compare, on a probe, the log-probabilities of every layout with those of the model's own logits.
+
+        Args:
+            networks: all that will be scored with the same rows: the policy, and a reference of another kind.
 
         Raises:
-            ValueError: they differ, so log-probabilities taken from them would be wrong.
+            ValueError: they differ, so log-probabilities taken from the model would be wrong.
         """
 
     @abstractmethod
@@ -69,39 +71,6 @@ def configuration_digest(network: nn.Module) -> str:
     config = base_model(network).config.to_dict()
     volatile = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
     return json_digest({name: value for name, value in config.items() if name not in volatile})
-
-
-def apply_head(hidden: Tensor, head: Head) -> Tensor:
-    """(..., V) float32 logits of hidden states (..., H), all at once: for probes and tests."""
-    logits = hidden.float() @ head.weight.float().t()
-    logits = logits if head.bias is None else logits + head.bias.float()
-    logits = logits * head.scale
-    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
-
-
-def probe_tokens(network: nn.Module) -> Tokens:
-    """A prompt of four tokens with completions of four and three."""
-    vocab = base_model(network).config.get_text_config().vocab_size
-    device = next(network.parameters()).device
-    ids = (torch.arange(12, device=device) * 7 + 3) % vocab
-    return Tokens(
-        ids[None, :4], torch.tensor([4], device=device), ids[4:].view(1, 2, 4), torch.tensor([[4, 3]], device=device)
-    )
-
-
-def refuse_difference(network: nn.Module, logits: Tensor, expected: Tensor, mask: Tensor) -> None:
-    """Raise unless logits (..., V) from hidden states and output layer are the model's own.
-
-    Raises:
-        ValueError: they differ at a position where `mask` is True.
-    """
-    gap = ((expected.float() - logits).abs() * mask[..., None]).max()
-    if gap > 0.02 * expected.abs().max().clamp(min=1.0):
-        raise ValueError(
-            f"{type(base_model(network)).__name__}: hidden states times output layer must equal the model's logits, "
-            f"got a difference of {gap:.3g}. Its head does something that this library does not know; please report "
-            "the model type."
-        )
 
 
 def output_layer(network: nn.Module) -> nn.Module:

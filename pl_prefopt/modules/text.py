@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import move_data_to_device
+from lightning.pytorch.utilities import move_data_to_device, rank_zero_warn
 from torch import Tensor, nn
 
 from pl_prefopt.logprobs import Head, score_tokens
@@ -18,6 +18,7 @@ from pl_prefopt.logprobs.encoder_decoder import EncoderDecoderFamily
 from pl_prefopt.logprobs.family import TokenFamily, base_model, configuration_digest
 from pl_prefopt.logprobs.generation import generate
 from pl_prefopt.logprobs.layout import Tokens, read_tokens
+from pl_prefopt.logprobs.probe import dropped_router_loss
 from pl_prefopt.modules.base import PreferenceModule
 from pl_prefopt.modules.evaluation import Batch
 from pl_prefopt.objectives import DPO, Objective
@@ -162,9 +163,20 @@ class TextPreferenceModule(PreferenceModule[TokenInputs, TokenMeasurement]):
         self.configure_model()
         self._check_vocabulary()
         with eval_mode(self.policy):
-            self.family.check(self.policy)
+            self.family.check(self.policy, *self._other_reference())
+        warning = dropped_router_loss(self.policy)
+        if stage == "fit" and warning is not None:
+            rank_zero_warn(warning)
         if self.reference is not None and self.reference.cached:
             self._attach_reference_column()
+
+    def _other_reference(self) -> list[nn.Module]:
+        """The reference's network where it is another kind of model, since it is scored with the policy's rows."""
+        if self.reference is None:
+            return []
+        with self.reference.use(self.policy) as network:
+            same = configuration_digest(network) == configuration_digest(self.policy)
+        return [] if same else [network]
 
     def _check_vocabulary(self) -> None:
         size = getattr(getattr(self.trainer, "datamodule", None), "vocab_size", None)

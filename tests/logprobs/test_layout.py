@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pl_prefopt.logprobs import score_tokens
-from pl_prefopt.logprobs.causal import check_head, hidden_states, honours_shared_prefix, output_head
+from pl_prefopt.logprobs.causal import check_separate_rows, hidden_states, honours_shared_prefix, output_head
 from pl_prefopt.logprobs.layout import Tokens, prefix_pays, read_tokens, separate_rows, shared_prefix_rows
 from pl_prefopt.policies import CausalLM
 from tests.tiny import GPT2, QWEN2, collate, random_rows
@@ -39,7 +39,7 @@ def compact_logps(network: torch.nn.Module, tokens: Tokens, layout: object) -> T
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_equals_one_plain_forward_per_completion(family: str, layout: object) -> None:
     network = CausalLM(config=FAMILIES[family])().eval()
-    check_head(network)
+    check_separate_rows(network)
     assert honours_shared_prefix(network)
     rows = random_rows(4, count=3)
     got = compact_logps(network, read_tokens(collate(rows)), layout)
