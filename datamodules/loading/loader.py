@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
@@ -89,15 +90,21 @@ class PlannedLoader:
             self._position += 1
             yield batch
 
+    @cached_property
+    def content(self) -> str | None:
+        """Key of the content of the rows, computed once; None for rows that have no `digest`."""
+        return content_key(self.rows)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the position: plain numbers and a key."""
-        return {"epoch": self.epoch, "position": self._position, "order": self.plan.fingerprint(self.epoch)}
+        """Return the position, and keys of the order and of the rows."""
+        order = self.plan.fingerprint(self.epoch)
+        return {"epoch": self.epoch, "position": self._position, "order": order, "content": self.content}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a position.
 
         Raises:
-            ValueError: the position lies within an epoch whose order cannot be made again.
+            ValueError: the position lies within an epoch whose order cannot be made again, or of other rows.
         """
         within = 0 < state["position"] < len(self)
         if within and (found := self.plan.fingerprint(state["epoch"])) != state["order"]:
@@ -106,8 +113,31 @@ class PlannedLoader:
                 f"{state['order']}, but this run's order is {found}. Rows, seed, batch_size, accumulation, devices and "
                 "length_buckets must be those of the checkpoint; or resume from one written at the end of an epoch."
             )
+        if within:
+            check_content(state, self.content)
         self.epoch = state["epoch"]
         self._position = self._resume_at = state["position"]
+
+
+def content_key(source: object) -> str | None:
+    """Key of the content of rows or of a source, which their `digest` returns; None where there is none."""
+    digest = getattr(source, "digest", None)
+    return digest()[:16] if callable(digest) else None
+
+
+def check_content(state: dict[str, Any], content: str | None) -> None:
+    """Compare the rows of a position with those of this run; checkpoints of earlier versions do not name theirs.
+
+    Raises:
+        ValueError: they differ.
+    """
+    saved = state.get("content")
+    if saved is not None and saved != content:
+        raise ValueError(
+            f"the content of the training rows must be that of the checkpoint, which was written in the middle of "
+            f"epoch {state['epoch']} ({saved}), got {content}. Restore the data files, the tokenizer and the settings "
+            "of the data, or resume from a checkpoint of the end of an epoch."
+        )
 
 
 class EpochPath:

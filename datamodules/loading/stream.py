@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pl_prefopt.datamodules.files.readers import Source
 from pl_prefopt.datamodules.loading.batches import Share
-from pl_prefopt.datamodules.loading.loader import EpochPath
+from pl_prefopt.datamodules.loading.loader import EpochPath, check_content, content_key
 from pl_prefopt.datamodules.text.build import RowPipeline, Settings
 
 Row = dict[str, Any]
@@ -181,11 +182,16 @@ class StreamLoader:
                 self._next = buffer[0][:2] if buffer else (number, len(rows))
                 yield head[0][:2], [row for _, _, row in head]
 
+    @cached_property
+    def content(self) -> str | None:
+        """Key of the content of the source, computed once."""
+        return content_key(self.blocks.source)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the last batch that was used; the same on all ranks."""
         used = self.delivered() if self.delivered else self._places[-1].batches
         place = next((p for p in self._places if p.batches == used), self._places[-1])
-        return {"epoch": self.blocks.epoch, "order": self.order, **vars(place)}
+        return {"epoch": self.blocks.epoch, "order": self.order, "content": self.content, **vars(place)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a position.
@@ -198,5 +204,7 @@ class StreamLoader:
                 f"data position of the checkpoint: made with {state['order']}, but this run has {self.order}; "
                 "accepted: the same. Or resume from a checkpoint without a data position."
             )
+        if state["batches"]:
+            check_content(state, self.content)
         self.blocks.epoch = state["epoch"]
         self._restart(Place(state["batches"], state["block"], state["offset"], state["skip"]))
