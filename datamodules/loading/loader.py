@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import islice
@@ -84,6 +88,7 @@ class PlannedLoader:
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
+            worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(self.epoch),
         )
         for batch in loader:
@@ -117,6 +122,23 @@ class PlannedLoader:
             check_content(state, self.content)
         self.epoch = state["epoch"]
         self._position = self._resume_at = state["position"]
+
+
+def start_worker(worker_id: int) -> None:
+    """Let a worker process live exactly as long as its parent.
+
+    A scheduler sends SIGTERM to all processes of a run, but the parent still needs batches to complete its optimizer
+    step. When the parent is killed, PyTorch's workers notice only between batches, and never while the queue is full.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def content_key(source: object) -> str | None:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pl_prefopt.datamodules.files.readers import Source
 from pl_prefopt.datamodules.loading.batches import Share
-from pl_prefopt.datamodules.loading.loader import EpochPath, check_content, content_key
+from pl_prefopt.datamodules.loading.loader import EpochPath, check_content, content_key, start_worker
 from pl_prefopt.datamodules.text.build import RowPipeline, Settings
 
 Row = dict[str, Any]
@@ -172,7 +172,8 @@ class StreamLoader:
         buffer: list[tuple[int, int, Row]] = []
         self.blocks.start = place.block
         generator = torch.Generator().manual_seed(self.blocks.epoch)
-        loader = DataLoader(self.blocks, batch_size=None, num_workers=self.num_workers, generator=generator)
+        options: dict[str, Any] = {"num_workers": self.num_workers, "generator": generator}
+        loader = DataLoader(self.blocks, batch_size=None, worker_init_fn=start_worker, **options)
         for number, rows, counts in loader:
             self.counts.update(counts)
             skip = place.offset if number == place.block else 0

@@ -75,6 +75,8 @@ class TrainableCheckpoints(pl.LightningModule):
         keep_trainable(self, checkpoint)
         if self._trainer is not None and self.automatic_optimization:
             rewind_to_step(checkpoint, batches_since_step(self.trainer))
+            if self.trainer.num_training_batches == float("inf"):
+                complete_last_batch(checkpoint)
         broken = [k for k, v in checkpoint["state_dict"].items() if not bool(torch.isfinite(v).all())]
         if broken:
             raise ValueError(
@@ -134,6 +136,18 @@ def rewind_to_step(checkpoint: Checkpoint, batches: int) -> None:
     for state in [*fit_loop["state_dict"].get("combined_loader", []), *loaders]:
         if isinstance(state, dict):
             state.update({name: state[name] - batches for name in ("position", "batches", "skip") if name in state})
+
+
+def complete_last_batch(checkpoint: Checkpoint) -> None:
+    """Let a checkpoint of the last batch of a stream say that the batch, but not yet the epoch, is complete.
+
+    Lightning would take the batch for the end of the next epoch too and skip that epoch: it recognizes the end of an
+    epoch by the number of batches, which a stream does not have.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if progress["is_last_batch"]:
+        for counts in (progress["total"], progress["current"]):
+            counts["completed"] = counts["processed"]
 
 
 def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
