@@ -10,8 +10,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.connectors import signal_connector
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -43,12 +43,11 @@ class DeferredSignals:
         self._handlers = {}
         if threading.current_thread() is not threading.main_thread():
             return
-        environment = getattr(trainer.strategy, "cluster_environment", None)
-        requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-        requeue = (environment.requeue_signal or signal.SIGUSR1) if requeues else None  # type: ignore[union-attr]
-        for number in [n for n in (signal.SIGTERM, requeue) if n is not None]:
-            self._handlers[int(number)] = signal.getsignal(number)
-            signal.signal(number, self._receive)
+        for number in signal.valid_signals():
+            handler = signal.getsignal(number)
+            if type(handler).__module__ == signal_connector.__name__:
+                self._handlers[int(number)] = handler
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received != signal.SIGTERM:  # which is final, unlike a request to be queued again
@@ -74,7 +73,7 @@ class DeferredSignals:
 
     def _agreed(self, trainer: pl.Trainer) -> int:
         """The signal that any rank has received, SIGTERM before the other; 0 for none. A collective."""
-        numbers = [0, *(n for n in self._handlers if n != signal.SIGTERM), int(signal.SIGTERM)]
+        numbers = [0, *sorted(n for n in self._handlers if n != signal.SIGTERM), int(signal.SIGTERM)]
         rank = numbers.index(self._received)
         if trainer.world_size > 1:
             highest = torch.tensor(rank, device=trainer.strategy.root_device)
