@@ -217,8 +217,8 @@ class FastSlowLoRA(pl.Callback):
             "fast_slow/lead": self.beta * (gap - (slow[0] - slow[1]).float()).mean(),
             "fast_slow/swaps": torch.tensor(float(self.swaps)),
         }
-        pl_module.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(gap))
-        pl_module.log_dict(values, batch_size=len(gap))
+        pl_module.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(gap), sync_dist=True)
+        pl_module.log_dict(values, batch_size=len(gap), sync_dist=True)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer

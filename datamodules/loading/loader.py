@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
@@ -94,21 +99,28 @@ class PlannedLoader:
             collate_fn=self.collate,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
+            worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(self.epoch),
         )
         for batch in loader:
             self._position += 1
             yield batch
 
+    @cached_property
+    def content(self) -> str | None:
+        """Key of the content of the rows, computed once; None for rows that have no `digest`."""
+        return content_key(self.rows)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the position: plain numbers and a key."""
-        return {"epoch": self.epoch, "position": self._position, "order": self.plan.fingerprint(self.epoch)}
+        """Return the position, and keys of the order and of the rows."""
+        order = self.plan.fingerprint(self.epoch)
+        return {"epoch": self.epoch, "position": self._position, "order": order, "content": self.content}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a position.
 
         Raises:
-            ValueError: the position lies within an epoch whose order cannot be reproduced.
+            ValueError: the position lies within an epoch whose order cannot be reproduced, or of other rows.
         """
         within = 0 < state["position"] < len(self)
         if within and (order := self.plan.fingerprint(state["epoch"])) != state["order"]:
@@ -117,8 +129,48 @@ class PlannedLoader:
                 f"{state['position']}, order {state['order']}), got order {order}. Restore rows, seed, batch_size, "
                 "accumulation, devices and length_buckets, or resume from a checkpoint of the end of an epoch."
             )
+        if within:
+            check_content(state, self.content)
         self.epoch = state["epoch"]
         self._position = self._resume_at = state["position"]
+
+
+def start_worker(worker_id: int) -> None:
+    """Let a worker process live exactly as long as its parent.
+
+    A scheduler sends SIGTERM to all processes of a run, but the parent still needs batches to complete its optimizer
+    step. When the parent is killed, PyTorch's workers notice only between batches, and never while the queue is full.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def content_key(source: object) -> str | None:
+    """Key of the content of rows or of a source, which their `digest` returns; None where there is none."""
+    digest = getattr(source, "digest", None)
+    return digest()[:16] if callable(digest) else None
+
+
+def check_content(state: dict[str, Any], content: str | None) -> None:
+    """Compare the rows of a position with those of this run; checkpoints of earlier versions do not name theirs.
+
+    Raises:
+        ValueError: they differ.
+    """
+    saved = state.get("content")
+    if saved is not None and saved != content:
+        raise ValueError(
+            f"the content of the training rows must be that of the checkpoint, which was written in the middle of "
+            f"epoch {state['epoch']} ({saved}), got {content}. Restore the data files, the tokenizer and the settings "
+            "of the data, or resume from a checkpoint of the end of an epoch."
+        )
 
 
 class EpochPath:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol, TypedDict
 
@@ -27,7 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from pl_prefopt.datamodules.files.readers import Row, Source
 from pl_prefopt.datamodules.loading.batches import Share
-from pl_prefopt.datamodules.loading.loader import EpochPath
+from pl_prefopt.datamodules.loading.loader import EpochPath, check_content, content_key, start_worker
 
 EncodedRow = dict[str, Any]
 
@@ -214,7 +215,7 @@ class StreamLoader:
         self.blocks.start = self.blocks.locate(begin)
         generator = torch.Generator().manual_seed(self.blocks.epoch)
         options: dict[str, Any] = {"num_workers": self.num_workers, "generator": generator}
-        loader = DataLoader(self.blocks, batch_size=None, collate_fn=_unchanged, **options)
+        loader = DataLoader(self.blocks, batch_size=None, collate_fn=_unchanged, worker_init_fn=start_worker, **options)
         buffer: list[EncodedRow] = []
         for block in loader:
             self.counts.update(block["counts"])
@@ -227,10 +228,15 @@ class StreamLoader:
                 yield self.collate(batch)
         rank_zero_info("train, epoch %d, rank 0: %s", self.blocks.epoch, dict(sorted(self.counts.items())))
 
+    @cached_property
+    def content(self) -> str | None:
+        """Key of the content of the source, computed once."""
+        return content_key(self.blocks.source)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the number of batches that were used; the same on all ranks."""
         batches = self.delivered() if self.delivered else self._yielded
-        return {"epoch": self.blocks.epoch, "order": self.order, "batches": batches}
+        return {"epoch": self.blocks.epoch, "order": self.order, "content": self.content, "batches": batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a position.
@@ -244,6 +250,8 @@ class StreamLoader:
                 f"the order of the streamed rows must be that of the checkpoint ({state['order']}), but this run has "
                 f"{self.order}. Restore these settings, or resume from a checkpoint without a data position."
             )
+        if state["batches"]:
+            check_content(state, self.content)
         self.blocks.epoch = state["epoch"]
         self._yielded = self._resume_at = state["batches"]
 

@@ -209,10 +209,9 @@ class PreferenceModule(ExactEvaluation, TrainableCheckpoints, Generic[Inputs, Me
         losses = self.losses(scores)
         loss = losses.mean()
         self.watch_loss(loss, batch.get("index"))
-        rows = self.row_metrics(scores, losses.detach())
-        means = {f"train/{name}": values.float().mean() for name, values in rows.items() if name != "loss"}
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(losses))
-        self.log_dict(means, batch_size=len(losses))
+        means = self.means_of_ranks(self.row_metrics(scores, losses.detach()))
+        self.log("train/loss", means.pop("loss"), prog_bar=True, batch_size=len(losses))
+        self.log_dict({f"train/{name}": mean for name, mean in means.items()}, batch_size=len(losses))
         return loss
 
     def _check_start(self, scores: PairScores) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys as IncompatibleKeys
 from typing_extensions import Self
 
+from pl_prefopt.modules.checkpoint_io import CheckedCheckpointIO, check_intact
+from pl_prefopt.modules.signals import DeferredSignals
 from pl_prefopt.utilities.configurable import updated_config
 
 Checkpoint = dict[str, Any]
@@ -22,11 +26,15 @@ class TrainableCheckpoints(pl.LightningModule):
 
     Frozen parts (references, teachers, encoders) are rebuilt from the hyper-parameters, so a checkpoint of adapters is
     megabytes. What is missing, unexpected or of another shape is refused by name, and so are other hyper-parameters.
+
+    A checkpoint always holds the state after a whole optimizer step, its file is complete and checked when it is read
+    (`CheckedCheckpointIO`), and signals that end a run wait for the step (`DeferredSignals`).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.strict_loading = False
+        self._signals = DeferredSignals()
 
     def frozen_modules(self) -> list[nn.Module]:
         """Submodules that never train and never leave eval mode."""
@@ -39,17 +47,36 @@ class TrainableCheckpoints(pl.LightningModule):
             module.eval()
         return self
 
+    def setup(self, stage: str) -> None:
+        """Write and read checkpoints safely, unless the Trainer has a plugin of another class for that."""
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = CheckedCheckpointIO()
+
     def on_fit_start(self) -> None:
         """Start in training mode: `from_pretrained` returns networks in eval mode, and Lightning leaves them there."""
         self.train()
 
+    def on_train_start(self) -> None:
+        """Let signals that end the run wait for a whole optimizer step."""
+        self._signals.install(self.trainer)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Act on the signals received, after an optimizer step and after all callbacks."""
+        if not self.automatic_optimization or batches_since_step(self.trainer) == 0:
+            self._signals.act(self.trainer)
+
     def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Keep trainable tensors only.
+        """Keep trainable tensors only, and the position in the data of the last optimizer step.
 
         Raises:
             ValueError: weights that are not finite, so that the last checkpoint stays a good one.
         """
         keep_trainable(self, checkpoint)
+        if self._trainer is not None and self.automatic_optimization:
+            rewind_to_step(checkpoint, batches_since_step(self.trainer))
+            if self.trainer.num_training_batches == float("inf"):
+                complete_last_batch(checkpoint)
         broken = [k for k, v in checkpoint["state_dict"].items() if not bool(torch.isfinite(v).all())]
         if broken:
             raise ValueError(
@@ -57,6 +84,13 @@ class TrainableCheckpoints(pl.LightningModule):
                 f"or NaN entries after optimizer step {checkpoint.get('global_step')}. The checkpoints before this one "
                 "are good: resume from the last of them with a lower learning rate."
             )
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # pyright: ignore
+        """Build a module from a checkpoint, which is refused when its file is damaged."""
+        if isinstance(checkpoint_path, (str, Path)):
+            check_intact(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = False, assign: bool = False
@@ -74,6 +108,46 @@ class TrainableCheckpoints(pl.LightningModule):
             compare_hparams(dict(self.hparams), checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
         if "state_dict" in checkpoint:  # ModelParallelStrategy has filled the shards already
             check_state(self, checkpoint)
+
+
+def batches_since_step(trainer: pl.Trainer) -> int:
+    """Micro-batches whose gradients wait for their optimizer step; the last batch of an epoch always has one."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    if progress.is_last_batch or progress.current.ready == trainer.num_training_batches:
+        return 0
+    return progress.current.ready % trainer.accumulate_grad_batches
+
+
+def rewind_to_step(checkpoint: Checkpoint, batches: int) -> None:
+    """Let a checkpoint written `batches` micro-batches after an optimizer step say that it was written at the step.
+
+    The weights are those of the step, and the gradients accumulated since are not saved: on resuming, their
+    micro-batches are read again. Loaders count their batches as `position` (or `batches`, those of streams).
+    """
+    if not batches:
+        return
+    fit_loop = checkpoint["loops"]["fit_loop"]
+    progress = fit_loop["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        after = counts["ready"] - batches
+        counts.update(dict.fromkeys(counts, after))
+    # the fit loop and the datamodule save the same loader, see PreferenceDataModule
+    loaders = [value.get("train_loader") for value in checkpoint.values() if isinstance(value, dict)]
+    for state in [*fit_loop["state_dict"].get("combined_loader", []), *loaders]:
+        if isinstance(state, dict):
+            state.update({name: state[name] - batches for name in ("position", "batches", "skip") if name in state})
+
+
+def complete_last_batch(checkpoint: Checkpoint) -> None:
+    """Let a checkpoint of the last batch of a stream say that the batch, but not yet the epoch, is complete.
+
+    Lightning would take the batch for the end of the next epoch too and skip that epoch: it recognizes the end of an
+    epoch by the number of batches, which a stream does not have.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    if progress["is_last_batch"]:
+        for counts in (progress["total"], progress["current"]):
+            counts["completed"] = counts["processed"]
 
 
 def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -188,6 +188,7 @@ class DiffusionPreferenceModule(PreferenceModule[DenoisingInputs, Tensor]):
 
     def setup(self, stage: str) -> None:
         """Build policy and reference."""
+        super().setup(stage)
         self.configure_model()
 
     def frozen_modules(self) -> list[nn.Module]:

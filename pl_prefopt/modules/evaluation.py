@@ -72,6 +72,21 @@ class ExactEvaluation(pl.LightningModule):
         """Log the exact means of all ranks."""
         self._finish("test")
 
+    def means_of_ranks(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over the rows of all ranks, of training metrics.
+
+        One collective for all names, in which each rank has its place for every name, because ranks may measure
+        different ones (lists with and without relevance); a reduction per name would then deadlock.
+        """
+        if self._trainer is None or self.trainer.world_size == 1:
+            return {name: values.float().mean() for name, values in rows.items()}
+        sums = torch.zeros(2, len(self.metric_names), device=self.device)
+        for i, name in enumerate(self.metric_names):
+            if name in rows:
+                sums[0, i], sums[1, i] = rows[name].float().sum(), rows[name].numel()
+        total, count = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        return {name: total[i] / count[i] for i, name in enumerate(self.metric_names) if name in rows}
+
     def watch_loss(self, loss: Tensor, index: Tensor | None) -> None:
         """Remember a loss (a scalar) and its row ids until the optimizer step."""
         self._unchecked_losses.append((loss.detach(), index))
@@ -89,10 +104,13 @@ class ExactEvaluation(pl.LightningModule):
         for loss, index in losses:
             if not torch.isfinite(loss):
                 rows = index.tolist() if isinstance(index, Tensor) else index
+                weights = (p for p in self.parameters() if p.requires_grad)
+                finite = all(bool(torch.isfinite(p.detach()).all()) for p in weights)
+                state = "The weights were not updated" if finite else "An earlier step broke the weights"
                 raise ValueError(
                     f"train/loss is {loss.item()} at optimizer step {self.global_step}, rows {rows} of the training "
-                    "set. The weights were not updated and the last checkpoint is good: look at those rows, lower the "
-                    "learning rate, or use bf16 instead of fp16."
+                    f"set. {state} and the last checkpoint is good: look at those rows, lower the learning rate, or "
+                    "use bf16 instead of fp16."
                 )
 
     def _watch_rise(self) -> None:

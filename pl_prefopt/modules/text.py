@@ -160,6 +160,7 @@ class TextPreferenceModule(PreferenceModule[TokenInputs, TokenMeasurement]):
 
     def setup(self, stage: str) -> None:
         """Check the vocabulary, and the output layer and layouts on the model that will be used."""
+        super().setup(stage)
         self.configure_model()
         self._check_vocabulary()
         with eval_mode(self.policy):

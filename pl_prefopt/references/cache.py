@@ -14,15 +14,18 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pl_prefopt.utilities.digests import tensors_digest
 from pl_prefopt.utilities.files import Parts, track, write_atomic, write_json
 
 ROWS_PER_FILE = 512
 COLUMN = "reference_logps"
 """Name of the column: (K, T) of a row, (B, K, T) of a batch."""
+_DELETE = "Delete this file, and its values will be computed again."
 Row = Mapping[str, Any]
 Compute = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 R = TypeVar("R", bound="RowsOfTokens")
@@ -84,11 +87,19 @@ class LogpCache:
             values, lengths = compute(self.parts.items(part))
             mask = torch.arange(values.shape[-1]) < lengths[..., None]
             tensors = {"logps": values[mask].contiguous(), "lengths": lengths.contiguous()}
-            write_atomic(self.parts.file(part), lambda path, tensors=tensors: save_file(tensors, path))
+            checksum = {"sha256": tensors_digest(tensors.items())}
+            write_atomic(
+                self.parts.file(part),
+                lambda path, tensors=tensors, checksum=checksum: save_file(tensors, path, metadata=checksum),
+            )
 
     def load(self) -> None:
-        """Read all parts; every rank must have finished writing."""
-        parts = [load_file(file) for file in self.parts.files()]
+        """Read all parts; every rank must have finished writing.
+
+        Raises:
+            ValueError: a file is damaged.
+        """
+        parts = [_load_part(file) for file in self.parts.files()]
         width = max(part["lengths"].shape[1] for part in parts)
         self._values = torch.cat([part["logps"] for part in parts])
         self._lengths = torch.cat(
@@ -206,6 +217,19 @@ def in_order_of_length(
         )
 
     return compute
+
+
+def _load_part(file: Path) -> dict[str, Tensor]:
+    """The tensors of a part, compared with their checksum; files of earlier versions have none."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            checksum = (content.metadata() or {}).get("sha256")
+            tensors = {name: content.get_tensor(name) for name in ("logps", "lengths")}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} must be a complete file of a reference cache, got {error}. {_DELETE}") from error
+    if checksum is not None and checksum != tensors_digest(tensors.items()):
+        raise ValueError(f"{file} must have the content of its checksum {checksum[:12]}, got another one. {_DELETE}")
+    return tensors
 
 
 def _short(value: object) -> str:

@@ -30,7 +30,11 @@ def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def file_digest(path: str | Path) -> str:
     """SHA-256 of the content of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def weights_key(network: nn.Module) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -37,28 +40,89 @@ def resolve_package(name: str) -> str:
     return str(next(folder for folder in folders if folder.is_dir()))
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
+TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)-(?P<pid>\d+)\.tmp\w*")
+DAY = 24 * 3600
+_swept: set[Path] = set()
+
+
+def write_atomic(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> Path:
     """Create a file atomically: `write` fills a temporary file beside it, which is then renamed.
 
     A reader sees the old content, the new content or no file, never a part. The temporary file is removed when `write`
-    fails.
+    fails; those that killed processes left in the folder are removed by the first write of this process.
 
     Args:
         path: the file; its folder is created when absent.
         write: called with the temporary path.
+        durable: return only when the file is on the disk, so that it survives a loss of power.
 
     Returns:
         `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    sweep(path.parent)
+    temporary = path.with_name(temporary_name(path.name))
     try:
         write(temporary)
+        if durable:
+            synchronize(temporary)
         os.replace(temporary, path)
+        if durable:
+            synchronize(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def temporary_name(name: str) -> str:
+    """Name of the temporary file or folder of `name`: it says which process of which computer writes it."""
+    host = re.sub(r"[^\w-]", "_", socket.gethostname())
+    return f".{name}.{host}-{os.getpid()}.tmp"
+
+
+def synchronize(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some network filesystems cannot synchronize folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary files of processes that are gone, once per folder and process.
+
+    Whether a process of another computer lives is unknown; its files are removed when they are a day old.
+    """
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    for entry in folder.glob(".*.tmp*"):
+        match = TEMPORARY.fullmatch(entry.name)
+        if match and _abandoned(entry, match["host"], int(match["pid"])):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def _abandoned(entry: Path, host: str, pid: int) -> bool:
+    if not temporary_name("").startswith(f"..{host}-"):
+        try:
+            return time.time() - entry.stat().st_mtime > DAY
+        except FileNotFoundError:
+            return False
+    try:
+        os.kill(pid, 0)  # signal 0 only asks whether the process exists
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -89,7 +153,8 @@ def create_folder(folder: Path, write: Callable[[Path], object]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    sweep(folder.parent)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=temporary_name(folder.name)))
     try:
         write(temporary)
         os.chmod(temporary, 0o777 & ~current_umask())  # mkdtemp makes folders that only their owner may read
