@@ -13,13 +13,28 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from pl_prefopt.cli.checkpoints import CHOSEN_BY_LIGHTNING, check_checkpoint, last_checkpoint
+from pl_prefopt.cli.documents import read_document
+from pl_prefopt.cli.errors import (
+    DEBUG,
+    USER_ERRORS,
+    ConfigurationError,
+    Refused,
+    brief,
+    cut,
+    debugging,
+    name_path,
+    raise_refused,
+)
+from pl_prefopt.cli.limits import check_settings, settings_of
 from pl_prefopt.cli.messages import shorten, unknown_key
 from pl_prefopt.cli.registry import import_classes
 from pl_prefopt.cli.renames import current_arguments, current_option, current_paths, moved_arguments
@@ -43,6 +58,14 @@ class Parser(LightningArgumentParser):
         if nested_key is None:
             self.moved = moved_arguments(theclass)
         return super().add_class_arguments(theclass, nested_key, *args, **kwargs)
+
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
+        """Parse a configuration file; what is wrong with the file itself is said with its line."""
+        try:
+            read_document(os.fspath(path))
+        except (ConfigurationError, OSError) as error:
+            self.error(brief(error), error)
+        return super().parse_path(path, *args, **kwargs)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
         """Parse the text of a configuration file, in which classes may have old paths."""
@@ -76,9 +99,11 @@ class Parser(LightningArgumentParser):
         """Print one line and exit with status 2."""
         if not self.exit_on_error:
             super().error(message, ex)
+        if debugging():
+            raise ConfigurationError(message) from ex
         if match := re.search(r"[Uu]nrecognized arguments: -*([^\s=]+)", message):
             message = unknown_key(match[1], argument_names(self))
-        sys.stderr.write(f"pl-prefopt: error: {shorten(message)}\n")
+        sys.stderr.write(f"pl-prefopt: error: {cut(shorten(message))}\n")
         raise SystemExit(2)
 
 
@@ -118,6 +143,57 @@ class RunConfig(SaveConfigCallback):
 class PrefOptCLI(LightningCLI):
     """LightningCLI in subclass mode; the configuration takes precedence over the hyper-parameters of a checkpoint."""
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line and refuse numbers that are plainly mistakes."""
+        super().parse_arguments(parser, args)
+        self.settings = dict(settings_of(self.config[self.config["subcommand"]]))
+        try:
+            check_settings(self.settings)
+        except ConfigurationError as error:
+            parser.error(str(error), error)
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, model and data; what a class says about its arguments comes through alone, after its key.
+
+        Raises:
+            ConfigurationError: what a class has refused.
+        """
+        building = True
+
+        def build(cls: type, *args: Any, **kwargs: Any) -> object:
+            try:
+                return cls(*args, **kwargs)
+            except USER_ERRORS as error:
+                if not building:  # an optimizer or schedule: it is built when the run asks for it
+                    raise ConfigurationError(f"{cls.__name__}: {brief(error)}") from error
+                raise Refused(cls, error) from error
+
+        self.parser.add_instantiator(build, object, subclasses=True)
+        try:
+            super().instantiate_classes()
+        except Refused as refused:
+            raise_refused(refused, "")
+        except ConfigurationError:
+            raise
+        except USER_ERRORS as error:
+            raise ConfigurationError(shorten(str(error))) from error
+        finally:
+            building = False
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the trainer; its errors begin with its key."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except USER_ERRORS as error:
+            raise ConfigurationError(f"trainer: {brief(error)}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run, and name the setting that a wrong path came from."""
+        try:
+            super()._run_subcommand(subcommand)
+        except OSError as error:
+            raise name_path(error, self.settings) from error
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is; the module refuses a checkpoint of other hyper-parameters by name."""
 
@@ -131,10 +207,15 @@ class PrefOptCLI(LightningCLI):
         print("; ".join([*metrics, f"files in {folder}"]))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Load checkpoints as tensors and plain values unless `weights_only` is set."""
+        """Load checkpoints as tensors and plain values unless `weights_only` is set, and refuse what is none."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("weights_only") is None:
             kwargs["weights_only"] = True
+        path = kwargs.get("ckpt_path")
+        if path and path not in CHOSEN_BY_LIGHTNING and "://" not in str(path) and "registry" not in str(path):
+            file = last_checkpoint(self.trainer) if path == "last" else Path(path)
+            check_checkpoint(file, self.model, subcommand, kwargs["weights_only"])
+            kwargs["ckpt_path"] = str(file)
         return kwargs
 
 
@@ -145,7 +226,8 @@ def main(args: list[str] | None = None) -> PrefOptCLI:
         args: the arguments after `pl-prefopt`; None reads those of the process.
 
     Raises:
-        SystemExit: a wrong key or value, with one line on stderr.
+        SystemExit: a wrong key or value, with one line on stderr; with --debug a ConfigurationError instead.
+        ConfigurationError: a value that a class refuses.
         ValueError: bad data or settings, before the first step.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -184,14 +266,26 @@ def _quiet_argv(hide: bool) -> Iterator[None]:
 
 
 def console() -> None:
-    """Entry point of the installed command; `pl-prefopt demo ...` lists and runs the demos."""
-    if sys.argv[1:2] == ["demo"]:
-        # by name: the demo is a user of the command line, and nothing of the library depends on it
-        demo = importlib.import_module("pl_prefopt.demo.__main__").main
+    """Entry point of the installed command; `pl-prefopt demo ...` lists and runs the demos.
 
-        demo(sys.argv[2:])
-    else:
-        main()
+    What a user got wrong ends in one to three lines. The status is 2 for a wrong configuration and 1 for a run that stopped. `--debug`, anywhere among the arguments,
+    shows the trace.
+    """
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+        os.environ[DEBUG] = "1"
+    try:
+        if sys.argv[1:2] == ["demo"]:
+            # by name: the demo is a user of the command line, and nothing of the library depends on it
+            importlib.import_module("pl_prefopt.demo.__main__").main(sys.argv[2:])
+        else:
+            main()
+    except USER_ERRORS as error:
+        if debugging():
+            raise
+        hint = "" if isinstance(error, ConfigurationError) else " (--debug shows where)"
+        sys.stderr.write(f"pl-prefopt: error: {brief(error)}{hint}\n")
+        raise SystemExit(2 if isinstance(error, ConfigurationError) else 1) from None
 
 
 def _plain(value: Any) -> Any:

@@ -107,7 +107,8 @@ class TrainableCheckpoints(pl.LightningModule):
         if self._trainer is not None:
             compare_hparams(dict(self.hparams), checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}))
         if "state_dict" in checkpoint:  # ModelParallelStrategy has filled the shards already
-            check_state(self, checkpoint)
+            source = None if self._trainer is None else self._trainer.ckpt_path
+            check_state(self, checkpoint, str(source or "the checkpoint"))
 
 
 def batches_since_step(trainer: pl.Trainer) -> int:
@@ -161,8 +162,13 @@ def keep_trainable(module: nn.Module, checkpoint: Checkpoint) -> None:
     checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trainable}
 
 
-def check_state(module: nn.Module, checkpoint: Checkpoint) -> None:
+def check_state(module: nn.Module, checkpoint: Checkpoint, source: str = "the checkpoint") -> None:
     """Compare names and shapes of a checkpoint with the trainable tensors of the module.
+
+    Args:
+        module: what loads the checkpoint.
+        checkpoint: with its `state_dict`.
+        source: what an error calls the checkpoint.
 
     Raises:
         ValueError: tensors missing, unexpected, or of another shape, with the first few named.
@@ -184,7 +190,7 @@ def check_state(module: nn.Module, checkpoint: Checkpoint) -> None:
     ]
     if parts:
         raise ValueError(
-            f"the checkpoint belongs to another model; its tensors are {'; '.join(parts)}. "
+            f"{source} belongs to another model; its tensors are {'; '.join(parts)}. "
             "Use the configuration that it was trained with."
         )
 

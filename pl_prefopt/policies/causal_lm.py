@@ -110,6 +110,14 @@ class CausalLM(PolicyBuilder):
             hint = did_you_mean(kind, list(CONFIG_MAPPING))
             raise ValueError(f"config.model_type must be a model type of transformers, got {kind!r}. {hint}".rstrip())
         config = AutoConfig.for_model(kind, **options)
+        if not options:  # the family's defaults, which are those of its published model
+            with torch.device("meta"):
+                size = sum(p.numel() for p in self._auto().from_config(config).parameters())
+            if size > 1e9:
+                raise ValueError(
+                    f"config must give sizes beside model_type (hidden_size, num_hidden_layers, ...), got only {kind}, "
+                    f"which means {size / 1e9:.1f} billion random weights. Add sizes, or name a trained model instead"
+                )
         return self._auto().from_config(config, dtype=dtype_named(self.dtype), attn_implementation=self.attention)
 
     def _auto(self) -> Any:

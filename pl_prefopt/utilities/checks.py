@@ -14,6 +14,9 @@ from torch import Tensor
 
 from pl_prefopt.utilities.suggestions import did_you_mean
 
+LARGEST = 1e6
+"""Strengths, scales and temperatures above it are mistakes of typing."""
+
 
 def rows(**tensors: Tensor) -> None:
     """Require one-dimensional floating tensors (B,) of one length.
@@ -66,9 +69,11 @@ def floating(name: str, value: Tensor) -> None:
 
 
 def positive(name: str, value: float) -> None:
-    """Require a finite number above zero."""
+    """Require a finite number above zero, and none that float32 could not multiply losses with."""
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a finite number > 0, got {value}")
+    if value > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST:g}, got {value}")
 
 
 def not_negative(name: str, value: float) -> None:
