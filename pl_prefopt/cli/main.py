@@ -268,8 +268,8 @@ def _quiet_argv(hide: bool) -> Iterator[None]:
 def console() -> None:
     """Entry point of the installed command; `pl-prefopt demo ...` lists and runs the demos.
 
-    What a user got wrong ends in one to three lines. The status is 2 for a wrong configuration and 1 for a run that stopped. `--debug`, anywhere among the arguments,
-    shows the trace.
+    What a user got wrong ends in one to three lines. The status is 2 for a wrong configuration and 1 for a run that
+    stopped. `--debug`, anywhere among the arguments, shows the trace.
     """
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
