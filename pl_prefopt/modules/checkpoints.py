@@ -49,6 +49,8 @@ class TrainableCheckpoints(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Write and read checkpoints safely, unless the Trainer has a plugin of another class for that."""
+        if self._trainer is None:
+            return
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = CheckedCheckpointIO()
