@@ -37,6 +37,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from pl_prefopt.logprobs.causal import CausalFamily
+from pl_prefopt.logprobs.family import base_model
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.objectives import SimPO
 from pl_prefopt.policies import CausalLM, Seq2SeqLM
@@ -44,8 +45,8 @@ from pl_prefopt.references import NoReference
 from pl_prefopt.utilities.modes import eval_mode
 
 VOCAB = 61
-TOLERANCE = 5e-3
-"""Nats per completion that rounding may cost where logits are some tens."""
+TOLERANCE = 1e-3
+"""Nats per completion that rounding may cost; what exceeds it must vanish in float64."""
 SAMPLE = (
     "gpt2", "gpt_neo", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "mixtral", "mamba", "lfm2",
     "bloom", "phi3", "t5",
@@ -53,12 +54,12 @@ SAMPLE = (
 
 _SIZES: dict[int, str] = {
     0: "pad_token_id",
-    1: """num_key_value_heads n_shared_experts first_k_dense_replace mamba_n_groups n_group topk_group bos_token_id
-        is_decoder""",
+    1: """num_key_value_heads swa_num_key_value_heads n_shared_experts first_k_dense_replace mamba_n_groups n_group
+        topk_group bos_token_id is_decoder""",
     2: """num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads eos_token_id
         num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads num_experts_per_tok moe_topk
-        top_k_experts moe_k moe_top_k linear_num_key_heads linear_num_value_heads num_kv_shared_layers n_mamba_heads
-        o_groups""",
+        top_k_experts num_experts_per_token moe_k moe_top_k linear_num_heads linear_num_key_heads
+        linear_num_value_heads num_kv_shared_layers n_mamba_heads o_groups""",
     4: """num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers depth
         num_encoder_layers num_experts num_local_experts n_routed_experts moe_num_experts mamba_n_heads""",
     8: """hidden_size_per_layer_input laurel_rank mamba_d_state ssm_state_size state_size mamba_chunk_size chunk_size
@@ -66,11 +67,11 @@ _SIZES: dict[int, str] = {
     16: """head_dim kv_channels d_kv swa_head_dim q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim
         linear_head_dim linear_key_head_dim linear_value_head_dim index_n_heads index_head_dim o_lora_rank""",
     32: """hidden_size d_model n_embd dim model_dim emb_dim attention_hidden_size lru_width embedding_size dim_model
-        embed_dim word_embed_proj_dim""",
+        embed_dim word_embed_proj_dim hidden_size_global adapter_in_dim adapter_out_dim adapter_input_size""",
     48: """intermediate_size moe_intermediate_size ffn_dim d_ff encoder_ffn_dim decoder_ffn_dim n_inner dff dim_ff
         shared_expert_intermediate_size ffn_hidden_size expert_ffn_hidden_size intermediate_size_mlp feed_forward_size
         moe_shared_expert_intermediate_size shared_intermediate_size dense_intermediate_size""",
-    VOCAB: "vocab_size vocab_size_per_layer_input",
+    VOCAB: "encoder_hash_byte_group_vocab vocab_size vocab_size_per_layer_input",
     256: """max_position_embeddings n_positions n_ctx max_seq_len max_target_positions max_source_positions
         position_embedding_size""",
 }
@@ -82,6 +83,7 @@ WINDOWS = (
     "local_attention_window_len", "log_scaling_n_floor",
 )  # fmt: skip
 """Names that take the window of the case where the default configuration has a number there."""
+_ATTENTION = ("full_attention", "sliding_attention")
 _GRANITE = {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.7, "attention_multiplier": 0.4}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
@@ -93,6 +95,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 1, "rope_theta": 1e4, "clip_qkv": 8},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "cohere_compass_text": {
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in _ATTENTION},
+    },
+    "dots3_note": {"text_config": {"head_dim": 32}},
+    "dots3_note_text": {"head_dim": 32},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "granite": _GRANITE,
     "granite_swa": _GRANITE,
@@ -103,6 +112,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hyperclovax": _GRANITE,
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
+    "ministral": {"head_dim": 16},
     "falcon_h1": {"lm_head_multiplier": 0.5, "embedding_multiplier": 2.0},
     "llama+dynamic": {
         "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
@@ -134,13 +144,18 @@ def tiny(kind: str, window: int) -> dict[str, Any]:
     """Arguments of the configuration class `kind` for a model of four layers x 32."""
     family = kind.split("+")[0]
     own = {name: window if value == "window" else value for name, value in OVERRIDES.get(kind, {}).items()}
-    return {"model_type": family, **_shrunk(CONFIG_MAPPING[family]().to_dict(), window), **own}
+    return {"model_type": family, **_merged(_shrunk(CONFIG_MAPPING[family]().to_dict(), window), own)}
+
+
+def _merged(options: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    deeper = {n: _merged(options[n], v) for n, v in own.items() if n.endswith("_config") and n in options}
+    return options | own | deeper
 
 
 def _shrunk(default: dict[str, Any], window: int) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, value in default.items():
-        if isinstance(value, dict) and name.endswith("config") and value:
+        if isinstance(value, dict) and value and (name.endswith("config") or name in ("encoder", "decoder")):
             options[name] = {"model_type": value["model_type"]} if "model_type" in value else {}
             options[name] |= _shrunk(value, window)
         elif (
@@ -172,7 +187,7 @@ class Case:
     tied: bool = False
 
 
-CASES = (Case(48), Case(8), Case(48, tied=True), Case(48, lora=True), Case(48, lora=True, tied=True))
+CASES = (Case(48), Case(8, tied=True), Case(48, lora=True), Case(8, lora=True, tied=True))
 
 
 def policy(kind: str, case: Case, encoder_decoder: bool) -> CausalLM:
@@ -216,16 +231,16 @@ def batch(prompts: tuple[int, ...], completions: tuple[tuple[int, ...], ...]) ->
 
 
 BATCHES = {
-    "long prompts": batch((70, 101, 33), ((9, 14), (20, 6), (11, 12))),
-    "short rows": batch((12, 19, 16), ((5, 7), (10, 6), (3, 8))),
-    "long completions": batch((6, 3, 4), ((60, 40), (7, 75), (30, 55))),
+    "long prompts": batch((101, 60), ((9, 14), (20, 6))),
+    "short rows": batch((12, 19), ((5, 7), (10, 6))),
+    "long completions": batch((6, 3), ((60, 40), (7, 75))),
 }
 
 
 @torch.no_grad()
 def plain_log_probs(network: Any, rows: dict[str, Tensor], encoder_decoder: bool) -> Tensor:
     """(B, K) log-probabilities of the completions from the model's own logits, each row alone and unpadded."""
-    sums = torch.zeros(rows["completion_mask"].shape[:2])
+    sums = torch.zeros(rows["completion_mask"].shape[:2], dtype=torch.float64)
     for b in range(sums.shape[0]):
         prompt = rows["prompt_ids"][b, rows["prompt_mask"][b]][None]
         for k in range(sums.shape[1]):
@@ -242,7 +257,7 @@ def plain_log_probs(network: Any, rows: dict[str, Tensor], encoder_decoder: bool
                 logits = network(input_ids=torch.cat([prompt, completion], 1), use_cache=False).logits[
                     :, prompt.shape[1] - 1 : -1
                 ]
-            sums[b, k] = logits.float().log_softmax(-1).gather(-1, completion[..., None]).sum()
+            sums[b, k] = logits.double().log_softmax(-1).gather(-1, completion[..., None]).sum()
     return sums
 
 
@@ -280,14 +295,16 @@ def sweep_family(kind: str, encoder_decoder: bool, cases: Sequence[Case] = CASES
             with torch.no_grad():
                 plain_log_probs(module.policy.eval(), BATCHES["long prompts"], encoder_decoder)
         except Exception as error:
+            if case.lora:  # an adapter on a layer that returns more than a tensor, for instance
+                continue
             result.verdict = f"cannot be run by transformers: {_line(error)}"
             return result
         try:
-            for name, difference, shared in differences(module, case, encoder_decoder):
-                result.difference = max(result.difference or 0.0, difference)
+            for name, gap, shared in differences(module, case, encoder_decoder):
+                result.difference = max(result.difference or 0.0, gap)
                 layouts.setdefault(_layout(module, shared, case))
-                if not difference <= TOLERANCE:
-                    result.verdict = f"WRONG: {name}, {case}, {_layout(module, shared, case)}: {difference:.3g} nats"
+                if not gap <= TOLERANCE:
+                    result.verdict = f"WRONG: {name}, {case}, {_layout(module, shared, case)}: {gap:.3g} nats"
                     return result
         except ValueError as error:
             result.verdict = f"refused: {_line(error)}"
@@ -302,24 +319,48 @@ def sweep_family(kind: str, encoder_decoder: bool, cases: Sequence[Case] = CASES
 
 def differences(module: TextPreferenceModule, case: Case, encoder_decoder: bool) -> Iterator[tuple[str, float, bool]]:
     """Largest difference in nats, and whether the prefix was shared: every batch, by default and in separate rows."""
-    family = module.family
-    with eval_mode(module.policy):
-        family.check(module.policy)
-    strengthen(module.policy)
+    family, policy = module.family, module.policy
+    with eval_mode(policy):
+        family.check(policy)
+    strengthen(policy)
     for name, rows in BATCHES.items():
-        with eval_mode(module.policy):
-            expected = plain_log_probs(module.policy, rows, encoder_decoder)
-        for forced in (False, True):
-            if isinstance(family, CausalFamily):
-                honoured, family.prefix_honoured = family.prefix_honoured, family.prefix_honoured and not forced
-            with torch.no_grad():
-                module.train()
-                inputs = module.prepare(rows)
-                scores = module.measure(module.policy, inputs).logps.sum(-1)
-            if isinstance(family, CausalFamily):
-                family.prefix_honoured = honoured
-            shared = not encoder_decoder and inputs.rows.attention_mask.dim() == 4
-            yield name, float((scores - expected).abs().nan_to_num(nan=float("inf")).max()), shared
+        gap, shared = difference(module, rows, encoder_decoder)
+        yield name, gap, shared
+        if shared and isinstance(family, CausalFamily):
+            family.prefix_honoured = False
+            yield name, *difference(module, rows, encoder_decoder)
+            family.prefix_honoured = True
+
+
+def difference(module: TextPreferenceModule, rows: dict[str, Tensor], encoder_decoder: bool) -> tuple[float, bool]:
+    """Largest difference of one batch in nats, and whether prompts were shared.
+
+    What exceeds rounding in float32 is computed again in float64, since deep recurrences amplify rounding.
+    """
+    gap, shared = _difference(module, rows, encoder_decoder)
+    if gap <= TOLERANCE:
+        return gap, shared
+    experts = getattr(base_model(module.policy), "set_experts_implementation", None)
+    if experts is not None:
+        experts("eager")  # the grouped kernels know no float64
+    module.policy.double()
+    try:
+        exact, _ = _difference(module, rows, encoder_decoder)
+    except RuntimeError:
+        exact = gap
+    module.policy.float()
+    return (TOLERANCE if exact < 1e-6 else gap), shared
+
+
+@torch.no_grad()
+def _difference(module: TextPreferenceModule, rows: dict[str, Tensor], encoder_decoder: bool) -> tuple[float, bool]:
+    with eval_mode(module.policy):
+        expected = plain_log_probs(module.policy, rows, encoder_decoder)
+    module.train()
+    inputs = module.prepare(rows)
+    scores = module.measure(module.policy, inputs).logps.sum(-1)
+    shared = not encoder_decoder and inputs.rows.attention_mask.dim() == 4
+    return float((scores - expected).abs().nan_to_num(nan=float("inf")).max()), shared
 
 
 def _layout(module: TextPreferenceModule, shared: bool, case: Case) -> str:

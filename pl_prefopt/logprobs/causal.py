@@ -137,17 +137,19 @@ def hidden_states(network: nn.Module, rows: Rows) -> Tensor:
     Separate rows leave positions to the model, since some count them in their own way; shared-prefix rows need theirs.
     """
     model, mask = base_model(network), rows.attention_mask
+    # some classes do not say right under which name their backbone lies, and give themselves
+    backbone = getattr(model, "model", model) if model.base_model is model else model.base_model
     inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False, **rows.extra}
     if mask.dim() == 2:
-        return model.base_model(attention_mask=mask.long(), **inputs).last_hidden_state
+        return backbone(attention_mask=mask.long(), **inputs).last_hidden_state
     if model.config._attn_implementation == "eager":
         # eager attention adds its mask to the scores, so a bool mask has to become 0 and -inf
         mask = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(model.dtype).min
         )
-    if getattr(model.config, "position_embedding_type", None) != "none" and _takes_positions(model.base_model):
+    if getattr(model.config, "position_embedding_type", None) != "none" and _takes_positions(backbone):
         inputs["position_ids"] = rows.position_ids
-    return model.base_model(attention_mask=mask, **inputs).last_hidden_state
+    return backbone(attention_mask=mask, **inputs).last_hidden_state
 
 
 def output_head(network: nn.Module) -> Head:

@@ -22,6 +22,7 @@ from pl_prefopt.logprobs.probe import (
     learned_positions,
     networks_to_probe,
     probe_tokens,
+    refuse,
     refuse_head,
     refuse_padding,
     rounding,
@@ -50,6 +51,8 @@ class EncoderDecoderFamily(TokenFamily[EncoderDecoderRows]):
         """
         for network in networks:
             model = base_model(network)
+            if not model.config.is_encoder_decoder:
+                refuse(network, "the model must be an encoder-decoder, got a decoder alone; take policy: CausalLM")
             if _start_id(model) is None:
                 raise ValueError(
                     f"{type(model).__name__}: decoder_start_token_id must be a token id, got None. Set it in `config`."
@@ -105,7 +108,9 @@ class EncoderDecoderFamily(TokenFamily[EncoderDecoderRows]):
                 f"the model has learned, got {longest}. Shorten rows by the datamodule's length limits."
             )
         config = base_model(network).config
-        return encoder_decoder_rows(tokens, _start_id(base_model(network)) or 0, config.pad_token_id or 0)
+        return encoder_decoder_rows(
+            tokens, _start_id(base_model(network)) or 0, getattr(config, "pad_token_id", None) or 0
+        )
 
     def predicting_states(self, network: nn.Module, rows: EncoderDecoderRows) -> Tensor:
         """(B, K, T, H); the encoder runs once per prompt, its states are repeated for the K completions."""

@@ -240,9 +240,9 @@ def check_training_mode(network: nn.Module, call: Callable[[], Tensor]) -> None:
     if gap > rounding(states.dtype):
         refuse(
             network,
-            f"the model must give the same states in training as in evaluation, but they differ by {gap:.2g} of their size, "
-            "so policy and reference would disagree; set its jitter or noise to 0 in the configuration, and keep adapters "
-            "off the layers that it calls in another way in training",
+            f"the model must give the same states in training as in evaluation, but they differ by {gap:.2g} of their "
+            "size, so policy and reference would disagree; set its jitter or noise to 0 in the configuration, and keep "
+            "adapters off the layers that it calls in another way in training",
         )
 
 

@@ -6,13 +6,19 @@ import functools
 import inspect
 import sys
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 PACKAGE = __name__.partition(".")[0]
-RUNS_CODE = ("trust_remote_code",)
-"""Arguments that are taken from a user, never from a checkpoint."""
+RUNS_CODE: dict[str, Callable[[object], bool]] = {
+    "trust_remote_code": bool,
+    "attention": lambda value: "/" in str(value),
+    "attn_implementation": lambda value: "/" in str(value),
+    "_attn_implementation": lambda value: "/" in str(value),
+}
+"""Argument -> whether a value of it runs code of somebody else: modelling files, kernels by hub name. Such values are
+taken from a user, never from a checkpoint."""
 
 
 class Configurable(ABC):  # noqa: B024 (the families below it add abstract methods)
@@ -123,12 +129,12 @@ def from_config(value: Any, base: type[T]) -> T:
     """
     if isinstance(value, dict) and "class_path" in value:
         cls = _find_class(value["class_path"], base)
-        unsafe = [name for name in RUNS_CODE if value.get("init_args", {}).get(name)]
-        if unsafe:
-            raise ValueError(
-                f"{unsafe[0]} must not come from a stored configuration, because it runs code of somebody else, got "
-                f"{cls.__name__}({unsafe[0]}=True). Pass the object itself if you trust its source."
-            )
+        for name, argument in _nested(value.get("init_args", {})):
+            if name in RUNS_CODE and RUNS_CODE[name](argument):
+                raise ValueError(
+                    f"{name} must not come from a stored configuration, because it runs code of somebody else, got "
+                    f"{cls.__name__}({name}={argument!r}). Pass the object itself if you trust its source."
+                )
         arguments = {name: _rebuilt(nested) for name, nested in value.get("init_args", {}).items()}
         accepted = inspect.signature(cls).parameters
         unknown = [name for name in arguments if name not in accepted]
@@ -156,6 +162,17 @@ def updated_config(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: updated_config(nested) for key, nested in value.items()}
     return value
+
+
+def _nested(value: Any) -> Iterator[tuple[str, object]]:
+    """Every key and value of nested dicts and lists."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key), item
+            yield from _nested(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _nested(item)
 
 
 def _rebuilt(value: Any) -> Any:

@@ -21,11 +21,16 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+_DROPOUT_NAMES = ("dropout", "_pdrop", "dropout_rate", "dropout_prob", "layerdrop")
+
+
 def disable_dropout(network: nn.Module) -> None:
-    """Set every dropout probability of `network` to zero, in its layers and in the configuration it reads from."""
+    """Set every dropout and layerdrop of `network` to zero, in its layers and in the configuration it reads from."""
     for module in network.modules():
         if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
             module.p = 0.0
         for name, value in vars(module).items():
-            if isinstance(value, float) and name.endswith(("dropout", "_pdrop", "dropout_rate", "dropout_prob")):
+            if isinstance(value, float) and name.endswith(
+                ("dropout", "_pdrop", "dropout_rate", "dropout_prob", "layerdrop")
+            ):
                 setattr(module, name, 0.0)

@@ -183,7 +183,7 @@ WRONG_IN_FILE = [
     (
         f"{MODEL}.objective",
         {"class_path": "IPO", "init_args": {"beta": "high"}},
-        "model.objective.beta: Expected a <class 'float'>, got high",
+        "model.objective.beta must be a number, got high",
     ),
     (f"{MODEL}.optimizer.init_args.lrr", 1.0, "unknown key 'model.optimizer.lrr'; did you mean 'model.optimizer.lr'?"),
     (f"{MODEL}.optimizer.class_path", "AdamWW", "unknown class 'AdamWW' for 'model.optimizer'; did you mean 'AdamW'?"),
@@ -234,7 +234,7 @@ WRONG_IN_COMMAND = [
     ("--zebra=1", "unknown key 'zebra'"),
     ("--model.objective=Quagga", "unknown class 'Quagga' for 'model.objective'"),
     ("--model.objective.quagga=1", "unknown key 'model.objective.quagga'"),
-    ("--trainer.max_epochs=two", "trainer.max_epochs: Expected a <class 'int'>, got two"),
+    ("--trainer.max_epochs=two", "trainer.max_epochs must be an integer, got two"),
     (
         "--trainer.callbacks+=ModelCheckpont",
         "unknown class 'ModelCheckpont' for 'trainer.callbacks'; did you mean 'ModelCheckpoint'?",

@@ -28,7 +28,7 @@ def test_a_reason_knows_its_key_its_class_and_its_value() -> None:
     (reason,) = read_report(REPORT)
     assert (reason.key, reason.owner) == ("model.objective.beta", "pl_prefopt.objectives.IPO")
     assert (reason.text, reason.value) == ("Expected a <class 'float'>", "high")
-    assert shorten(REPORT) == "model.objective.beta: Expected a <class 'float'>, got high"
+    assert shorten(REPORT) == "model.objective.beta must be a number, got high"
 
 
 def test_a_report_of_another_form_is_given_as_it_is() -> None:

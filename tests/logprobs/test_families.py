@@ -135,7 +135,7 @@ def test_a_model_that_fails_on_tokens_alone_is_refused_in_one_sentence(kind: str
         with pytest.raises(ValueError, match=r"Qwen2ForCausalLM: the model must run on tokens alone.*KeyError"):
             CausalFamily().check(network)
     else:
-        with pytest.raises(ValueError, match=r"Qwen2ForCausalLM: decoder_start_token_id must be a token id"):
+        with pytest.raises(ValueError, match=r"Qwen2ForCausalLM: the model must be an encoder-decoder"):
             EncoderDecoderFamily().check(network)
 
 
