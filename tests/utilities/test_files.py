@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pl_prefopt.utilities.files import Parts, create_folder, track, write_atomic, write_json, write_jsonl, write_text
+from pl_prefopt.utilities.files import (
+    Parts,
+    create_folder,
+    temporary_name,
+    track,
+    write_atomic,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -63,3 +74,23 @@ def test_ranks_share_the_missing_parts(tmp_path: Path) -> None:
 
 def test_tracking_changes_nothing() -> None:
     assert list(track([3, 1], "title", size=lambda n: n, hidden=True)) == [3, 1]
+
+
+def test_temporary_files_of_processes_that_are_gone_are_swept(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    abandoned = temporary_name("a.txt").replace(str(os.getpid()), str(gone.pid))
+    (tmp_path / abandoned).write_text("half")
+    (tmp_path / f"{abandoned}x7").mkdir()
+    (tmp_path / f"{abandoned}x7/part").touch()
+    alive = tmp_path / temporary_name("b.txt").replace(str(os.getpid()), "1")
+    elsewhere = tmp_path / ".c.txt.elsewhere-1.tmp"
+    for file in (alive, elsewhere, tmp_path / ".hidden"):
+        file.touch()
+    write_text(tmp_path / "a.txt", "whole")
+    assert {f.name for f in tmp_path.iterdir()} == {"a.txt", alive.name, elsewhere.name, ".hidden"}
+    old = tmp_path / "old"
+    old.mkdir()
+    os.utime(elsewhere.rename(old / elsewhere.name), (0, 0))
+    create_folder(old / "folder", lambda folder: (folder / "a").touch())
+    assert {f.name for f in old.iterdir()} == {"folder"}
