@@ -44,6 +44,7 @@ class Attempt:
 
     def __init__(self, folder: Path, name: str, fault: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
         environment = ENVIRONMENT | {"FAULT": fault, "FAULT_COUNTS": str(folder / "counts.json")}
         log = (folder / "log.txt").open("a")
         log.write(f"---- {name} {fault}\n")
@@ -79,6 +80,16 @@ class Attempt:
             sys.stderr.flush()
             os._exit(status)
 
+    def saves(self) -> bool:
+        """Wait until the run writes a checkpoint; False if it ends before."""
+        begin = time.time()
+        last = self.folder / "checkpoints/last.ckpt"
+        while not (last.exists() and last.stat().st_mtime > begin):
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                return False
+            time.sleep(0.01)
+        return True
+
     def end(self, after: float | None = None, by: int = signal.SIGKILL) -> int:
         """Wait; after some seconds send a signal. Kill what is left of the group and return the exit status."""
         deadline, status = time.monotonic() + (after if after is not None else 300), None
@@ -108,9 +119,11 @@ def interrupted(folder: Path, name: str, kills: int, seconds: float, counts: dic
             status = Attempt(folder, name, fault).end()
         else:
             by = signal.SIGKILL if way == 1 else signal.SIGTERM
-            after = random.uniform(0.2, 0.7) * seconds
+            attempt = Attempt(folder, name)
+            started = way == 1 or attempt.saves()
+            after = random.uniform(0.2, 0.7) * seconds if way == 1 else random.uniform(0, 0.3) * seconds
             fault = f"{by.name} after {after:.2f} s"
-            status = Attempt(folder, name).end(after, by)
+            status = attempt.end(after if started else None, by)
         faults.append(f"{fault}: {status}")
         if status == 0:  # it had ended before
             return faults

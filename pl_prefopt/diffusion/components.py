@@ -15,6 +15,7 @@ from torch import nn
 
 from pl_prefopt.diffusion.families import SD3, Family, Flux, UNet, UNetXL
 from pl_prefopt.diffusion.processes import Flow, Process, VariancePreserving
+from pl_prefopt.utilities.checksums import check_complete, check_folder
 
 INDEX = "model_index.json"
 DDPM_SCHEDULERS = (
@@ -225,7 +226,10 @@ class PretrainedSource(Source):
             return cls.from_pretrained(self.name, **{k: v for k, v in options.items() if v is not None})
         options |= {"variant": self.options["variant"], "use_safetensors": True}
         options["torch_dtype" if library == "diffusers" else "dtype"] = dtype
-        network = cls.from_pretrained(self.name, **{k: v for k, v in options.items() if v is not None})
+        check_folder(Path(self.name) / name)
+        present = {k: v for k, v in options.items() if v is not None}
+        network, loading = cls.from_pretrained(self.name, output_loading_info=True, **present)
+        check_complete(f"{self.name}/{name}", network, loading["missing_keys"])
         return network.eval().requires_grad_(False)
 
     def scheduler(self) -> Any:

@@ -12,6 +12,7 @@ from pl_prefopt.adapters import check_lora
 from pl_prefopt.logprobs.causal import CausalFamily
 from pl_prefopt.logprobs.family import TokenFamily
 from pl_prefopt.policies.base import PolicyBuilder
+from pl_prefopt.utilities.checksums import check_complete, check_folder
 from pl_prefopt.utilities.dtypes import dtype_named
 from pl_prefopt.utilities.files import resolve_package
 from pl_prefopt.utilities.modes import disable_dropout
@@ -47,6 +48,8 @@ class CausalLM(PolicyBuilder):
     """
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    new_layers: ClassVar[tuple[str, ...]] = ()
+    """Layers that a pretrained model may lack, and that then begin at random."""
     """Class of transformers that builds the network."""
     task: ClassVar[str] = "CAUSAL_LM"
     """Its name in peft."""
@@ -132,20 +135,26 @@ class CausalLM(PolicyBuilder):
 
             extra["quantization_config"] = BitsAndBytesConfig(**self.quantization)
         assert self.pretrained is not None
-        return self._auto().from_pretrained(
-            resolve_package(self.pretrained),
+        folder = resolve_package(self.pretrained)
+        check_folder(folder)
+        network, loading = self._auto().from_pretrained(
+            folder,
             revision=self.revision or "main",
             dtype=dtype_named(self.dtype),
             attn_implementation=self.attention,
             trust_remote_code=self.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
             **extra,
         )
+        check_complete(self.pretrained, network, loading["missing_keys"], self.new_layers)
+        return network
 
     def _with_adapter(self, network: PreTrainedModel) -> nn.Module:
         if self.adapter is not None:
             from peft import PeftModel
 
+            check_folder(self.adapter)
             return PeftModel.from_pretrained(network, self.adapter, is_trainable=True, use_safetensors=True)
         if self.lora is None:
             return network

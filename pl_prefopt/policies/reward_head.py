@@ -18,6 +18,7 @@ class RewardHead(CausalLM):
     """
 
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    new_layers: ClassVar[tuple[str, ...]] = ("score",)
     task: ClassVar[str] = "SEQ_CLS"
     settings: ClassVar[dict[str, Any]] = {"num_labels": 1}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from pl_prefopt.utilities.files import write_json
@@ -34,6 +35,26 @@ def check_folder(folder: str | Path) -> None:
                 f"{file} must have the checksum {expected} of {record.name}, got {found}: it is damaged or was "
                 f"changed. Use another export, or delete {record.name} if the change was intended."
             )
+
+
+def check_complete(name: str, network: object, missing: Iterable[str], new_layers: tuple[str, ...] = ()) -> None:
+    """Refuse pretrained weights that lack some of a network's, which transformers and diffusers draw at random.
+
+    Args:
+        name: of the pretrained weights.
+        network: what was built.
+        missing: its weights that were not in the files.
+        new_layers: beginnings of names that may be missing.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    absent = sorted(key for key in missing if not key.startswith(new_layers))
+    if absent:
+        raise ValueError(
+            f"pretrained {name} must hold all weights of {type(network).__name__}, but lacks {len(absent)} of them "
+            f"({', '.join(absent[:3])}). Is a file damaged, or the model of another kind?"
+        )
 
 
 def file_crc32(file: Path) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from pl_prefopt.utilities.files import (
     Parts,
     create_folder,
     resolve_package,
+    temporary_name,
     track,
     write_atomic,
     write_json,
@@ -86,3 +89,23 @@ def test_a_folder_in_a_package_is_named_by_the_package() -> None:
 def test_a_package_folder_that_does_not_exist_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"installed package and a folder in it, got '{name}'"):
         resolve_package(name)
+
+
+def test_temporary_files_of_processes_that_are_gone_are_swept(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    abandoned = temporary_name("a.txt").replace(str(os.getpid()), str(gone.pid))
+    (tmp_path / abandoned).write_text("half")
+    (tmp_path / f"{abandoned}x7").mkdir()
+    (tmp_path / f"{abandoned}x7/part").touch()
+    alive = tmp_path / temporary_name("b.txt").replace(str(os.getpid()), "1")
+    elsewhere = tmp_path / ".c.txt.elsewhere-1.tmp"
+    for file in (alive, elsewhere, tmp_path / ".hidden"):
+        file.touch()
+    write_text(tmp_path / "a.txt", "whole")
+    assert {f.name for f in tmp_path.iterdir()} == {"a.txt", alive.name, elsewhere.name, ".hidden"}
+    old = tmp_path / "old"
+    old.mkdir()
+    os.utime(elsewhere.rename(old / elsewhere.name), (0, 0))
+    create_folder(old / "folder", lambda folder: (folder / "a").touch())
+    assert {f.name for f in old.iterdir()} == {"folder"}
