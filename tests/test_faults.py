@@ -115,7 +115,7 @@ def test_sigterm_saves_at_the_next_step_and_ends_as_killed(accumulate: int, tmp_
 
 
 def test_slurm_saves_and_requeues_between_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning.fabric.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.pytorch.trainer.connectors import signal_connector
 
     calls: list[list[str]] = []

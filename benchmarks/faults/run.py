@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from pl_prefopt.callbacks import AdapterExport, PreferenceRounds, ReferenceSync
-from pl_prefopt.datamodules import ImagePreferenceDataModule, TextPreferenceDataModule, TrainedTokenizer
+from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule, TextPreferenceDataModule, TrainedTokenizer
 from pl_prefopt.judges import Judge
 from pl_prefopt.modules import ImagePreferenceModule, TextPreferenceModule
 from pl_prefopt.modules.checkpoints import trainable_tensors
@@ -115,7 +115,9 @@ def image_run(folder: Path) -> tuple[pl.LightningModule, pl.LightningDataModule]
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
     )
     files = {"train": image_rows(folder / "images", 12), "cache_dir": str(folder / "cache")}
-    return module, ImagePreferenceDataModule(**files, resolution=[16, 16], batch_size=2, caption_dropout=0.2, flip=0.5)
+    return module, ImagePreferenceDataModule(
+        **files, geometry=Geometry(16, flip=0.5), batch_size=2, caption_dropout=0.2
+    )
 
 
 def text_run(folder: Path, name: str) -> tuple[pl.LightningModule, pl.LightningDataModule]:

@@ -69,7 +69,7 @@ def measure(folder: Path, pairs: int, rounds: int, size: int) -> dict[str, list[
 
     def scoring() -> None:
         shutil.rmtree(folder / "ches", ignore_errors=True)
-        CHESFilter(rank=1, batch_size=size)._scores(trainer, module, data, rows, folder / "ches")
+        CHESFilter(rank=1, batch_size=size)._scores(trainer, module, data, folder / "ches")
 
     ways: dict[str, Callable[[], None]] = {
         "scoring pass": scoring,

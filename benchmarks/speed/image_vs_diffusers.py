@@ -233,7 +233,9 @@ def run_ours(folder: Path, steps: int, checkpointing: bool) -> dict[str, Any]:
     )
     options: dict[str, Any] = {"crop": "shared-random", "flip": 0.5}
     older = not hasattr(datamodules, "Geometry")  # the checkout of `--before` may take these as arguments of their own
-    crops = {"resolution": SIZE, **options} if older else {"geometry": datamodules.Geometry(SIZE, **options)}
+    crops: dict[str, Any] = {"resolution": SIZE, **options}
+    if not older:
+        crops = {"geometry": datamodules.Geometry(SIZE, **options)}
     data = datamodules.ImagePreferenceDataModule(
         str(folder / "pairs.jsonl"),
         **crops,

@@ -38,7 +38,7 @@ class ImagePreferenceModule(DiffusionPreferenceModule):
         """
         return draw_images(
             self.family, self.policy, self.conditioner(), conditions, count=count, seed=seed, steps=steps,
-            guidance=guidance, size=tuple(size) if size else self._size(), batch_size=batch_size,
+            guidance=guidance, size=(size[0], size[1]) if size else self._size(), batch_size=batch_size,
         )  # fmt: skip
 
     def _size(self) -> tuple[int, int] | None:

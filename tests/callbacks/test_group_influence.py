@@ -172,7 +172,8 @@ def test_flipped_labels_lose_their_weight(tmp_path: Path) -> None:
     assert [h["step"] for h in callback.history] == [2, 4, 6]
     assert all(h["weights"]["rated"] > 0.8 for h in callback.history)
     assert all(rated > 0 > other for h in callback.history for rated, other in h["influence"])
-    drawn = data.train_dataloader().plan.schedule
+    loader: Any = data.train_dataloader()
+    drawn = loader.plan.schedule
     assert drawn.weights.tolist() == pytest.approx([0.5, 0.5]), "a new loader begins anew"
 
 
