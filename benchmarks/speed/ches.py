@@ -64,7 +64,6 @@ def measure(folder: Path, pairs: int, rounds: int, size: int) -> dict[str, list[
     )
     data.prepare_data()
     data.setup("fit")
-    rows = data.datasets["train"]
     trainer = pl.Trainer(accelerator="cpu", logger=False, barebones=True)
 
     def scoring() -> None:
