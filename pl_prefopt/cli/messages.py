@@ -163,16 +163,11 @@ def _wrong_arguments(reason: Reason, match: re.Match[str]) -> str:
     return f"{reason.key}.init_args must be a mapping of arguments to values"
 
 
-def _wrong_mapping(reason: Reason, match: re.Match[str]) -> str:
-    return f"{reason.key} must be a mapping of arguments to values"
-
-
 ANSWERS: dict[str, Callable[[Reason, re.Match[str]], str]] = {
     r"unknown key '([^']+)'(?:; did you mean '([^']+)'\?)?": _wrong_key,
     r"No module named|module \S+ has no attribute": _wrong_import,
     r"Expected a dot import path string: ([\w.]+)": _wrong_class,
     r"Not a valid subclass of (\w+)": _wrong_level,
     r"'\w+' object has no attribute 'keys'": _wrong_arguments,
-    r"'\w+' object is not a mapping": _wrong_mapping,
 }
 """What the parser says -> our answer, the most telling first."""

@@ -91,7 +91,7 @@ MISTAKES: list[tuple[str, Any, int, str]] = [
     ),
     (f"{POLICY}.config", {"model_type": "qwen2"}, 1, "config must give sizes beside model_type"),
     (f"{POLICY}.config.hidden_size", "x", 1, "config must hold what qwen2 accepts"),
-    ("trainer", None, 2, "trainer must be a mapping of arguments to values"),
+    ("trainer", None, 2, "trainer: 'NoneType' object is not a mapping"),
     # of files, folders and machines
     ("trainer.accelerator", "gpu", 2, "trainer: "),
     (POLICY, {"pretrained": "/nonexistent"}, 1, "model.policy.pretrained must be a folder or a name on the hub"),
