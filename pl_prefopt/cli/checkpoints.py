@@ -62,9 +62,10 @@ def check_checkpoint(file: Path, model: pl.LightningModule, subcommand: str, wei
     """
     if file.is_dir():
         return
-    if not file.exists():
+    if not file.is_file():
+        kind = "no regular file" if file.exists() else "absent"
         raise FileNotFoundError(
-            f"ckpt_path must be a checkpoint, got {str(file)!r}, which is absent.{beside(file, model, subcommand)}"
+            f"ckpt_path must be a checkpoint, got {str(file)!r}, which is {kind}.{beside(file, model, subcommand)}"
         )
     try:
         problem = content_problem(read_checkpoint(file, weights_only), model, subcommand)

@@ -23,9 +23,11 @@ def read_document(path: str) -> str:
         Its text.
 
     Raises:
-        ConfigurationError: it is no UTF-8 text, empty, no YAML, no mapping; it has tags, a key twice, an alias within
-            its own value, a NUL character or too many values. The file and the line are named.
+        ConfigurationError: it is no regular file, no UTF-8 text, empty, no YAML or no mapping; it has tags, a key
+            twice, an alias within its own value, a NUL character or too many values. The file and the line are named.
     """
+    if not Path(path).is_file():  # a pipe can be read only once, or never ends
+        raise ConfigurationError(f"{path}: must be a regular file of YAML")
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

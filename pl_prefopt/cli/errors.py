@@ -76,11 +76,11 @@ def raise_refused(refused: Refused, key: str) -> NoReturn:
     text = brief(refused.error)
     argument = re.match(r"\w+", text)
     key = ".".join(filter(None, [key, *built_keys(refused.__traceback__)]))
-    joint = "." if argument and argument[0] in argument_names(refused.cls) else ": "
+    joint = "." if argument and argument[0] in constructor_arguments(refused.cls) else ": "
     raise ConfigurationError(f"{key}{joint}{text}" if key else text) from refused.error
 
 
-def argument_names(cls: type) -> set[str]:
+def constructor_arguments(cls: type) -> set[str]:
     """Arguments of a class and of its bases, to which it may pass them on."""
     codes = (getattr(base.__init__, "__code__", None) for base in cls.__mro__)
     return {name for code in codes if code for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]}

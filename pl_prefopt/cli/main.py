@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import re
 import sys
@@ -103,7 +104,8 @@ class Parser(LightningArgumentParser):
             raise ConfigurationError(message) from ex
         if match := re.search(r"[Uu]nrecognized arguments: -*([^\s=]+)", message):
             message = unknown_key(match[1], argument_names(self))
-        sys.stderr.write(f"pl-prefopt: error: {cut(shorten(message))}\n")
+        answer = re.sub(rf"\b({'|'.join(LightningCLI.subcommands())})\.(?=data|model)", "", shorten(message))
+        sys.stderr.write(f"pl-prefopt: error: {cut(answer)}\n")
         raise SystemExit(2)
 
 
@@ -233,6 +235,8 @@ def main(args: list[str] | None = None) -> PrefOptCLI:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=r".*Found \d+ module\(s\) in eval mode.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*", module=r"lightning\.")  # in Lightning's own code
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(_no_advertisement)
     import_classes()
     with _quiet_argv(args is not None):
         return PrefOptCLI(
@@ -249,6 +253,10 @@ def main(args: list[str] | None = None) -> PrefOptCLI:
             save_config_kwargs={"overwrite": True},
             args=args,
         )
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in record.getMessage()
 
 
 @contextmanager

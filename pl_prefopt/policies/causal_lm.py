@@ -109,10 +109,13 @@ class CausalLM(PolicyBuilder):
 
         options = {**(self.config or {}), **self.settings}
         kind = options.pop("model_type")
-        if kind not in CONFIG_MAPPING:
-            hint = did_you_mean(kind, list(CONFIG_MAPPING))
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+            hint = did_you_mean(str(kind), list(CONFIG_MAPPING))
             raise ValueError(f"config.model_type must be a model type of transformers, got {kind!r}. {hint}".rstrip())
-        config = AutoConfig.for_model(kind, **options)
+        try:
+            config = AutoConfig.for_model(kind, **options)
+        except Exception as error:  # each family raises what it likes
+            raise ValueError(f"config must hold what {kind} accepts, got {options} ({error})") from error
         if not options:  # the family's defaults, which are those of its published model
             with torch.device("meta"):
                 size = sum(p.numel() for p in self._auto().from_config(config).parameters())

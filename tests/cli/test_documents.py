@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from pl_prefopt.cli.documents import read_document
 from pl_prefopt.cli.errors import ConfigurationError
 from tests.cli.console import Failing, failing
+from tests.cli.test_main import config, write
 
 __all__ = ["failing"]
 GOOD = "trainer:\n  max_epochs: 1\n  devices: 1\n"
@@ -39,6 +41,13 @@ def test_a_bad_file_is_named_with_its_line(content: bytes, message: str, tmp_pat
         read_document(str(file))
     status, said = failing("fit", "--config", file)
     assert (status, said.startswith(str(file)), len(said.splitlines())) == (2, True, 1)
+
+
+def test_a_pipe_never_hangs(tmp_path: Path, failing: Failing) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for option in (["--config", tmp_path / "pipe"], ["--config", write(tmp_path, config(tmp_path)), "--ckpt_path"]):
+        arguments = option if len(option) == 2 else [*option, tmp_path / "pipe"]
+        assert "regular file" in failing("fit", *arguments)[1]
 
 
 def test_anchors_merges_and_a_byte_order_mark_are_fine(tmp_path: Path) -> None:

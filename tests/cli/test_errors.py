@@ -90,6 +90,8 @@ MISTAKES: list[tuple[str, Any, int, str]] = [
         "config.model_type must be a model type of trans",
     ),
     (f"{POLICY}.config", {"model_type": "qwen2"}, 1, "config must give sizes beside model_type"),
+    (f"{POLICY}.config.hidden_size", "x", 1, "config must hold what qwen2 accepts"),
+    ("trainer", None, 2, "trainer: 'NoneType' object is not a mapping"),
     # of files, folders and machines
     ("trainer.accelerator", "gpu", 2, "trainer: "),
     (POLICY, {"pretrained": "/nonexistent"}, 1, "model.policy.pretrained must be a folder or a name on the hub"),
