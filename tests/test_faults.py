@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,13 +18,15 @@ import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file, save_file
 
 from benchmarks.faults.run import TINY, text_rows
 from pl_prefopt.callbacks import AdapterExport
 from pl_prefopt.datamodules import TextPreferenceDataModule, TrainedTokenizer
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.modules.checkpoint_io import CheckedCheckpointIO, check_intact
-from pl_prefopt.policies import CausalLM
+from pl_prefopt.policies import CausalLM, Diffusion
+from pl_prefopt.references.cache import LogpCache
 from pl_prefopt.utilities.checksums import check_folder
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +89,18 @@ def test_a_second_interruption_within_an_accumulation_window_loses_no_gradient(f
         with pytest.raises(InterruptedError):
             fit(tmp_path / "cut", EndAfter(2), ckpt_path=last, accumulate_grad_batches=2)
     assert same(whole, fit(tmp_path / "cut", ckpt_path=last, accumulate_grad_batches=2))
+
+
+def test_a_run_interrupted_after_the_last_batch_of_an_epoch_can_be_interrupted_again(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = fit(tmp_path / "whole", accumulate_grad_batches=2)
+    last = tmp_path / "checkpoints/last.ckpt"
+    with pytest.raises(SystemExit):
+        fit(tmp_path, EndAfter(8, signal.SIGTERM), accumulate_grad_batches=2)
+    for _ in range(2):
+        with pytest.raises(InterruptedError):
+            fit(tmp_path, EndAfter(3), ckpt_path=last, accumulate_grad_batches=2)
+    assert same(whole, fit(tmp_path, ckpt_path=last, accumulate_grad_batches=2))
 
 
 def test_a_checkpoint_between_two_steps_is_that_of_the_step_before(tmp_path: Path) -> None:
@@ -249,3 +265,54 @@ def test_the_short_form_of_the_benchmark_ends_with_identical_runs() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.count("identical") == 2
+
+
+def test_pretrained_weights_that_lack_a_tensor_are_refused(tmp_path: Path) -> None:
+    CausalLM(config=TINY)().save_pretrained(tmp_path)  # type: ignore[operator]
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 of them \(model\.layers\.0\.mlp\.up_proj\.weight\)"):
+        CausalLM(pretrained=str(tmp_path))()
+
+
+def test_a_pipeline_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    policy = Diffusion(tiny="sd")
+    policy.pipeline(policy()).save_pretrained(tmp_path)
+    file = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["conv_out.bias"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"/unet must hold all weights of \w+, but lacks 1 of them \(conv_out\.bias"):
+        Diffusion(pretrained=str(tmp_path))()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-3] + b"\x01\x02\x03", lambda b: b[: len(b) // 2]])
+def test_a_damaged_reference_cache_is_refused_by_the_name_of_its_file(
+    damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    cache = LogpCache(tmp_path, {"weights": "a"}, 3)
+    cache.fill(lambda items: (torch.rand(len(items), 2, 4), torch.full((len(items), 2), 4)))
+    cache.load()
+    file = tmp_path / "000000.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
+    with pytest.raises(ValueError, match=r"000000\.safetensors must .* Delete this file"):
+        cache.load()
+
+
+def test_training_metrics_are_means_over_the_rows_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = TextPreferenceModule(CausalLM(config=TINY))
+    other = {"loss": torch.tensor([4.0, 6.0]), "ndcg": torch.ones(2)}
+
+    class Strategy:
+        def reduce(self, sums: torch.Tensor, reduce_op: str) -> torch.Tensor:
+            theirs = torch.zeros_like(sums)
+            for i, name in enumerate(module.metric_names):
+                if name in other:
+                    theirs[0, i], theirs[1, i] = other[name].sum(), len(other[name])
+            return sums + theirs
+
+    module._trainer = SimpleNamespace(world_size=2, strategy=Strategy())  # type: ignore[assignment]
+    means = module.means_of_ranks({"loss": torch.tensor([1.0]), "margin": torch.tensor([3.0])})
+    assert means == {"loss": pytest.approx(11 / 3), "margin": 3.0}

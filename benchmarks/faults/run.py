@@ -114,10 +114,14 @@ def image_run(folder: Path) -> tuple[pl.LightningModule, pl.LightningDataModule]
         reference=AutoReference(),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
     )
-    files = {"train": image_rows(folder / "images", 12), "cache_dir": str(folder / "cache")}
-    return module, ImagePreferenceDataModule(
-        **files, geometry=Geometry(16, flip=0.5), batch_size=2, caption_dropout=0.2
+    data = ImagePreferenceDataModule(
+        image_rows(folder / "images", 12),
+        geometry=Geometry(16, flip=0.5),
+        batch_size=2,
+        cache_dir=str(folder / "cache"),
+        caption_dropout=0.2,
     )
+    return module, data
 
 
 def text_run(folder: Path, name: str) -> tuple[pl.LightningModule, pl.LightningDataModule]:
@@ -131,7 +135,9 @@ def text_run(folder: Path, name: str) -> tuple[pl.LightningModule, pl.LightningD
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
         lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=20),
     )
-    streams = {"streaming": True, "shuffle_buffer": 8, "num_workers": 1} if name == "streaming" else {}
+    streams: dict[str, Any] = {}
+    if name == "streaming":
+        streams = {"streaming": True, "shuffle_buffer": 8, "num_workers": 1}
     data = TextPreferenceDataModule(
         train=text_rows(folder / "train.jsonl", 26),
         tokenizer=TrainedTokenizer(vocab_size=60, kind="word"),

@@ -154,8 +154,8 @@ def start_worker(worker_id: int) -> None:
 
 def content_key(source: object) -> str | None:
     """Key of the content of rows or of a source, which their `digest` returns; None where there is none."""
-    digest = getattr(source, "digest", None)
-    return digest()[:16] if callable(digest) else None
+    digest: Callable[[], str] | None = getattr(source, "digest", None)
+    return None if digest is None else digest()[:16]
 
 
 def check_content(state: dict[str, Any], content: str | None) -> None:

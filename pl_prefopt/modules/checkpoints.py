@@ -77,8 +77,7 @@ class TrainableCheckpoints(pl.LightningModule):
         keep_trainable(self, checkpoint)
         if self._trainer is not None and self.automatic_optimization:
             rewind_to_step(checkpoint, batches_since_step(self.trainer))
-            if self.trainer.num_training_batches == float("inf"):
-                complete_last_batch(checkpoint)
+            complete_last_batch(checkpoint, self.trainer.num_training_batches)
         broken = [k for k, v in checkpoint["state_dict"].items() if not bool(torch.isfinite(v).all())]
         if broken:
             raise ValueError(
@@ -141,14 +140,19 @@ def rewind_to_step(checkpoint: Checkpoint, batches: int) -> None:
             state.update({name: state[name] - batches for name in ("position", "batches", "skip") if name in state})
 
 
-def complete_last_batch(checkpoint: Checkpoint) -> None:
-    """Let a checkpoint of the last batch of a stream say that the batch, but not yet the epoch, is complete.
+def complete_last_batch(checkpoint: Checkpoint, batches: float) -> None:
+    """Let a checkpoint of the last batch of an epoch say that the batch, but not yet the epoch, is complete.
 
-    Lightning would take the batch for the end of the next epoch too and skip that epoch: it recognizes the end of an
-    epoch by the number of batches, which a stream does not have.
+    A run that resumes from it then ends the epoch and begins the next one. Lightning would begin the next one in the
+    middle, without `on_train_epoch_start` and with counts from which a second resumption loses a batch; after a stream,
+    whose number of batches is unknown, it would skip an epoch.
+
+    Args:
+        checkpoint: changed in place.
+        batches: number of batches of an epoch, infinite for a stream.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    if progress["is_last_batch"]:
+    if progress["is_last_batch"] or progress["current"]["ready"] == batches:
         for counts in (progress["total"], progress["current"]):
             counts["completed"] = counts["processed"]
 
