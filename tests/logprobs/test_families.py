@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.families import BATCHES, SAMPLE, Case, plain_log_probs, policy, strengthen, sweep_family
+from benchmarks.families import BATCHES, SAMPLE, Case, batch, plain_log_probs, policy, sweep_family
 from pl_prefopt.logprobs.causal import CausalFamily
 from pl_prefopt.logprobs.encoder_decoder import EncoderDecoderFamily
 from pl_prefopt.logprobs.layout import read_tokens
@@ -76,10 +76,10 @@ def test_batches_on_one_side_of_a_longrope_limit_are_right() -> None:
     family = CausalFamily()
     family.check(network)
     assert family.rope_limits == {"longrope": 64}
-    strengthen(network)
-    family.rows(network, read_tokens(BATCHES["short rows"]))
+    for name in ("short rows", "long prompts"):
+        family.rows(network, read_tokens(BATCHES[name]))
     with pytest.raises(ValueError, match="longrope"):
-        family.rows(network, read_tokens(BATCHES["long prompts"]))
+        family.rows(network, read_tokens(batch((60, 12), ((9, 14), (5, 6)))))
 
 
 def test_rows_beyond_the_learned_positions_are_refused() -> None:
