@@ -25,6 +25,7 @@ from pl_prefopt.logprobs.probe import (
     networks_to_probe,
     probe_tokens,
     refuse,
+    refuse_capacity,
     refuse_head,
     refuse_padding,
     rope_limits,
@@ -62,6 +63,7 @@ class CausalFamily(TokenFamily[Rows]):
         """
         limits = []
         for network in networks:
+            refuse_capacity(network)
             self.learned_positions = min(self.learned_positions, learned_positions(network) or math.inf)
             self.key_limit = min(self.key_limit, key_limit(network) or math.inf)
             self.rope_limits |= rope_limits(network)

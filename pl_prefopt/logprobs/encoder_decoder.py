@@ -24,6 +24,7 @@ from pl_prefopt.logprobs.probe import (
     networks_to_probe,
     probe_tokens,
     refuse,
+    refuse_capacity,
     refuse_head,
     refuse_padding,
     rounding,
@@ -58,6 +59,7 @@ class EncoderDecoderFamily(TokenFamily[EncoderDecoderRows]):
                 raise ValueError(
                     f"{type(model).__name__}: decoder_start_token_id must be a token id, got None. Set it in `config`."
                 )
+            refuse_capacity(network)
             self.learned_positions = min(self.learned_positions, learned_positions(network) or math.inf)
             probes = networks_to_probe(network, self._probe_logits)
             with exact_products(), busy_adapters(network):

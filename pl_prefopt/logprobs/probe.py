@@ -281,6 +281,17 @@ def running(network: nn.Module) -> Iterator[None]:
         )
 
 
+def refuse_capacity(network: nn.Module) -> None:
+    """Refuse a mixture whose experts drop what exceeds their capacity: a row would depend on the rest of its batch."""
+    capacity = getattr(base_model(network).config.get_text_config(), "expert_capacity", None)
+    if capacity:
+        refuse(
+            network,
+            f"expert_capacity must be None, got {capacity}: experts skip tokens when a batch sends them more, so a row "
+            "would depend on the rows beside it; take a mixture of experts without a capacity",
+        )
+
+
 def refuse_head(network: nn.Module, gap: float) -> NoReturn:
     """Refuse a model whose logits are not what its output layer makes of its hidden states."""
     refuse(

@@ -19,7 +19,7 @@ from pl_prefopt.logprobs.layout import read_tokens
 from pl_prefopt.logprobs.probe import dropped_router_loss, rope_limits, strong_copy, windows
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.objectives import SimPO
-from pl_prefopt.policies import CausalLM
+from pl_prefopt.policies import CausalLM, Seq2SeqLM
 from pl_prefopt.references import FrozenModel, NoReference
 from tests.modules.test_text_errors import Data, trainer
 from tests.tiny import GPT2, QWEN2, VOCAB, collate, random_rows
@@ -68,6 +68,15 @@ def test_what_would_be_wrong_is_refused_with_its_reason(kind: str, reason: str) 
     assert verdict.startswith("refused: ")
     with pytest.raises(ValueError, match=reason):
         raise ValueError(verdict)
+
+
+def test_experts_with_a_capacity_are_refused() -> None:
+    """They skip tokens that a batch sends beyond it, which a short probe does not see."""
+    config = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "num_experts": 2}
+    ids = {"decoder_start_token_id": 0, "pad_token_id": 0, "vocab_size": VOCAB}
+    network = Seq2SeqLM(config={"model_type": "switch_transformers", **config, **ids})()
+    with pytest.raises(ValueError, match="expert_capacity must be None, got 64"):
+        EncoderDecoderFamily().check(network)
 
 
 def test_batches_on_one_side_of_a_longrope_limit_are_right() -> None:
