@@ -85,6 +85,11 @@ WINDOWS = (
 """Names that take the window of the case where the default configuration has a number there."""
 _ATTENTION = ("full_attention", "sliding_attention")
 _GRANITE = {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.7, "attention_multiplier": 0.4}
+_INDEXER = {
+    "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 48,
+    "indexer_compress_ratio": 4, "ngram_vocab_size_base": 64, "make_ngram_vocab_size_divisible_by": 8,
+    "split_ngram_parts": 1,
+}  # fmt: skip
 OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "bailing_hybrid": {"n_group": 1, "topk_group": 1, "num_mtp_layers": 0},
@@ -99,6 +104,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention"] * 2,
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in _ATTENTION},
     },
+    "deepseek_v2": {"num_experts_per_tok": 2, "topk_group": 1, "n_group": 1},
     "dots3_note": {"text_config": {"head_dim": 32}},
     "dots3_note_text": {"head_dim": 32},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
@@ -110,6 +116,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": _GRANITE,
     "granitemoeshared": _GRANITE,
     "hyperclovax": _GRANITE,
+    "gemma3n": {"vision_config": {"architecture": "mobilenetv3_small_050"}},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
     "ministral": {"head_dim": 16},
@@ -135,6 +142,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
+    "qwen4_exp": {"text_config": _INDEXER},
+    "qwen4_exp_text": _INDEXER,
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16]},
     "t5": {"decoder_start_token_id": 0},
 }
 """What single families need beside; "window" stands for that of the case, a name with + is a variant of a family."""
@@ -307,7 +317,8 @@ def sweep_family(kind: str, encoder_decoder: bool, cases: Sequence[Case] = CASES
                     result.verdict = f"WRONG: {name}, {case}, {_layout(module, shared, case)}: {gap:.3g} nats"
                     return result
         except ValueError as error:
-            result.verdict = f"refused: {_line(error)}"
+            result.layouts = ", ".join(layouts) or "-"
+            result.verdict = f"{'right without adapters, with them ' if case.lora else ''}refused: {_line(error)}"
             return result
         except Exception as error:
             result.verdict = f"crash: {_line(error)} ({traceback.extract_tb(error.__traceback__)[-1].name}, {case})"

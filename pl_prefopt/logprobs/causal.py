@@ -19,11 +19,13 @@ from pl_prefopt.logprobs.probe import (
     busy_adapters,
     check_training_mode,
     difference,
+    exact_products,
     key_limit,
     learned_positions,
     networks_to_probe,
     probe_tokens,
     refuse,
+    refuse_capacity,
     refuse_head,
     refuse_padding,
     rope_limits,
@@ -61,11 +63,12 @@ class CausalFamily(TokenFamily[Rows]):
         """
         limits = []
         for network in networks:
+            refuse_capacity(network)
             self.learned_positions = min(self.learned_positions, learned_positions(network) or math.inf)
             self.key_limit = min(self.key_limit, key_limit(network) or math.inf)
             self.rope_limits |= rope_limits(network)
             probes = networks_to_probe(network, lambda probe: _own_logits(probe, probe_tokens(probe).prompt[0, :4]))
-            with busy_adapters(network):
+            with exact_products(), busy_adapters(network):
                 for probe in probes:
                     check_separate_rows(probe, self.learned_positions)
                 if self.shared_prefix is not False:
@@ -164,12 +167,8 @@ def output_head(network: nn.Module) -> Head:
         scale *= getattr(config, name, None) or 1.0
     for name in ("logits_scaling", "logits_mup_width_multiplier"):
         scale /= getattr(config, name, None) or 1.0
-    return Head(
-        whole(layer.weight),
-        whole(getattr(layer, "bias", None)),
-        scale,
-        getattr(config, "final_logit_softcapping", None),
-    )
+    caps = (getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
+    return Head(whole(layer.weight), whole(getattr(layer, "bias", None)), scale, next((c for c in caps if c), None))
 
 
 @torch.no_grad()
@@ -189,14 +188,15 @@ def check_separate_rows(network: nn.Module, longest: float = math.inf) -> None:
         hidden = hidden_states(network, rows)
         logits = apply_head(hidden, head)
     tolerance, prompt = rounding(hidden.dtype), int(tokens.prompt_length[0])
-    if max(difference(a[: prompt - 1], alone[0][: prompt - 1]) for a in alone) > tolerance:
+    if max(difference(a[: prompt - 1], alone[0][: prompt - 1], hidden.dtype) for a in alone) > tolerance:
         refuse(
             network,
             "the model must be causal, but what follows a token changes the logits at this token; set "
             "is_decoder: true where the configuration has it, or take a decoder",
         )
     gaps = [
-        difference(values[:length], expected) for values, expected, length in zip(logits, alone, lengths, strict=True)
+        difference(values[:length], expected, hidden.dtype)
+        for values, expected, length in zip(logits, alone, lengths, strict=True)
     ]
     if (gap := gaps[lengths.index(max(lengths))]) > tolerance:
         refuse_head(network, gap)
@@ -227,7 +227,7 @@ def honours_shared_prefix(network: nn.Module, longest: float = math.inf) -> bool
         raise
     except Exception:  # what a model says to a mask that it does not know can be anything
         return False
-    return difference(shared, separate) <= rounding(separate.dtype)
+    return difference(shared, separate, separate.dtype) <= rounding(separate.dtype)
 
 
 def longest_shared_row(network: nn.Module, longest: float = math.inf) -> float:

@@ -19,10 +19,12 @@ from pl_prefopt.logprobs.probe import (
     busy_adapters,
     check_training_mode,
     difference,
+    exact_products,
     learned_positions,
     networks_to_probe,
     probe_tokens,
     refuse,
+    refuse_capacity,
     refuse_head,
     refuse_padding,
     rounding,
@@ -57,9 +59,10 @@ class EncoderDecoderFamily(TokenFamily[EncoderDecoderRows]):
                 raise ValueError(
                     f"{type(model).__name__}: decoder_start_token_id must be a token id, got None. Set it in `config`."
                 )
+            refuse_capacity(network)
             self.learned_positions = min(self.learned_positions, learned_positions(network) or math.inf)
             probes = networks_to_probe(network, self._probe_logits)
-            with busy_adapters(network):
+            with exact_products(), busy_adapters(network):
                 for probe in probes:
                     self._check(probe)
 
@@ -78,11 +81,12 @@ class EncoderDecoderFamily(TokenFamily[EncoderDecoderRows]):
             for b, k in mask.any(-1).nonzero().tolist():
                 prompt, completion = tokens.prompt[b, : tokens.prompt_length[b]], tokens.completion[b, k, mask[b, k]]
                 alone[b, k, mask[b, k]] = self._own_logits(network, prompt, completion)
-        tolerance = rounding(next(model.parameters()).dtype)
+        dtype = next(model.parameters()).dtype
+        tolerance = rounding(dtype)
         longest = (0, int(tokens.length[0].argmax()))
-        if (gap := difference(logits[longest], alone[longest])) > tolerance:
+        if (gap := difference(logits[longest], alone[longest], dtype)) > tolerance:
             refuse_head(network, gap)
-        if (gap := difference(logits[mask], alone[mask])) > tolerance:
+        if (gap := difference(logits[mask], alone[mask], dtype)) > tolerance:
             refuse_padding(network, gap)
         check_training_mode(network, lambda: self.predicting_states(network, rows)[mask])
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.families import BATCHES, SAMPLE, Case, plain_log_probs, policy, strengthen, sweep_family
+from benchmarks.families import BATCHES, SAMPLE, Case, batch, plain_log_probs, policy, sweep_family
 from pl_prefopt.logprobs.causal import CausalFamily
 from pl_prefopt.logprobs.encoder_decoder import EncoderDecoderFamily
 from pl_prefopt.logprobs.layout import read_tokens
 from pl_prefopt.logprobs.probe import dropped_router_loss, rope_limits, strong_copy, windows
 from pl_prefopt.modules import TextPreferenceModule
 from pl_prefopt.objectives import SimPO
-from pl_prefopt.policies import CausalLM
+from pl_prefopt.policies import CausalLM, Seq2SeqLM
 from pl_prefopt.references import FrozenModel, NoReference
 from tests.modules.test_text_errors import Data, trainer
 from tests.tiny import GPT2, QWEN2, VOCAB, collate, random_rows
@@ -70,16 +70,25 @@ def test_what_would_be_wrong_is_refused_with_its_reason(kind: str, reason: str) 
         raise ValueError(verdict)
 
 
+def test_experts_with_a_capacity_are_refused() -> None:
+    """They skip tokens that a batch sends beyond it, which a short probe does not see."""
+    config = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "num_experts": 2}
+    ids = {"decoder_start_token_id": 0, "pad_token_id": 0, "vocab_size": VOCAB}
+    network = Seq2SeqLM(config={"model_type": "switch_transformers", **config, **ids})()
+    with pytest.raises(ValueError, match="expert_capacity must be None, got 64"):
+        EncoderDecoderFamily().check(network)
+
+
 def test_batches_on_one_side_of_a_longrope_limit_are_right() -> None:
     """Phi-3 takes other frequencies for all rows of a batch as soon as one is longer than its original length."""
     network = policy("phi3+longrope", Case(48), False)().eval()
     family = CausalFamily()
     family.check(network)
     assert family.rope_limits == {"longrope": 64}
-    strengthen(network)
-    family.rows(network, read_tokens(BATCHES["short rows"]))
+    for name in ("short rows", "long prompts"):
+        family.rows(network, read_tokens(BATCHES[name]))
     with pytest.raises(ValueError, match="longrope"):
-        family.rows(network, read_tokens(BATCHES["long prompts"]))
+        family.rows(network, read_tokens(batch((60, 12), ((9, 14), (5, 6)))))
 
 
 def test_rows_beyond_the_learned_positions_are_refused() -> None:
