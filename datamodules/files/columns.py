@@ -37,7 +37,7 @@ def parsed(value: object) -> Any:
     """Read a number, or a list of numbers, that a CSV cell holds as text."""
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
@@ -97,6 +97,7 @@ class SameColumns:
 
     def __init__(self) -> None:
         self._first: dict[str, int] | None = None
+        self._weights: list[float] = []  # at most one: the first that is not 0, else the first
 
     def __call__(self, numbers: Numbers) -> None:
         """Compare with the first row.
@@ -111,3 +112,10 @@ class SameColumns:
         if differing:
             name = min(name for name, _ in differing)
             raise BadRow("ragged_column", name, "it in some rows only, or of another size", "alike in all rows")
+        if "weight" in numbers and not any(self._weights):
+            self._weights = [numbers["weight"]]
+
+    def check_weights(self, name: str) -> None:
+        """Raise ValueError if the weights of all rows of the file `name` are 0, so that nothing would be trained."""
+        if self._weights == [0.0]:
+            raise ValueError(f"{name}: column 'weight' must be above 0 in at least one row, got 0 in every row.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pl_prefopt.datamodules.files.columns import SameColumns
 from pl_prefopt.datamodules.files.readers import Row, Source
-from pl_prefopt.datamodules.text.formats import Example, Text, parse
+from pl_prefopt.datamodules.text.formats import Example, Text, parse, unused_columns
 from pl_prefopt.datamodules.text.rows import TokenizedRow, TokenizedRows, write_rows
 from pl_prefopt.datamodules.text.tokenize import Encoded, Encoder
 from pl_prefopt.datamodules.text.truncate import Dropped, Truncation
@@ -21,9 +21,11 @@ from pl_prefopt.utilities.rows import BadRow
 
 ROWS_PER_CALL = 512
 """Rows that are handed to the tokenizer together."""
+UNUSED = "unused/"
+"""Beginning of the counts of columns that nothing reads."""
 FATAL = frozenset({"no_chat_template"})
 """Reasons that stop even where bad rows are dropped, since they would drop every row."""
-FORMAT = 2
+FORMAT = 3
 """Version of the stored rows; rows of another version are tokenised anew."""
 
 
@@ -38,6 +40,7 @@ class TokenizeSettings:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     on_bad_row: str = "error"
     limit: int | None = None
+    special_tokens: str = "escape"
 
     def encoder(self, tokenizer: Tokenizer) -> Encoder:
         """Return what tokenises under these settings."""
@@ -46,6 +49,7 @@ class TokenizeSettings:
             eos=self.eos,
             allow_empty_prompt=self.allow_empty_prompt,
             chat_template_kwargs=self.chat_template_kwargs,
+            special_tokens=self.special_tokens,
         )
 
 
@@ -75,8 +79,10 @@ def tokenize(folder: Path, source: Source, tokenizer: Tokenizer, settings: Token
     starts = range(0, total, ROWS_PER_CALL)
     title = f"tokenising {Path(source.name).name}"
 
+    same_columns = SameColumns()
+
     def rows() -> Iterator[TokenizedRow]:
-        raws, same_columns = iter(source), SameColumns()
+        raws = iter(source)
         for start in track(starts, title, size=lambda at: min(ROWS_PER_CALL, total - at), hidden=not progress):
             chunk = [(at, next(raws)) for at in range(start, min(start + ROWS_PER_CALL, total))]
             for at, ids, example in pipeline(chunk):
@@ -93,6 +99,7 @@ def tokenize(folder: Path, source: Source, tokenizer: Tokenizer, settings: Token
             f"{source.name}: at least one row must be left, got none; counted: {dict(pipeline.counts)}. Look at "
             "truncation and on_bad_row."
         )
+    same_columns.check_weights(source.name)
 
 
 class RowPipeline:
@@ -110,6 +117,8 @@ class RowPipeline:
             try:
                 examples.append(self._parse(raw))
                 numbers.append(number)
+                unused = unused_columns(raw, self.settings.columns, examples[-1])
+                self.counts.update(f"{UNUSED}{name}" for name in unused)
             except BadRow as error:
                 self.refuse(error, number)
         for number, example, row in zip(numbers, examples, self.encoder(examples), strict=True):
@@ -122,7 +131,7 @@ class RowPipeline:
             except Dropped as reason:
                 self.counts[f"dropped/{reason}"] += 1
             else:
-                self.counts.update(f"changed/{event}" for event in row.events)
+                self.counts.update(f"changed/{event}" for event in row.events | example.events)
                 yield number, row, example
 
     def refuse(self, error: BadRow, number: int) -> None:

@@ -209,7 +209,7 @@ def test_paths_in_data_stay_in_the_data_folder(tmp_path: Path) -> None:
     (root / "out").symlink_to(tmp_path)
     assert inside(root, "a/b.png") == root / "a" / "b.png"
     for path in ("../x.png", "/etc/hosts", "out/x.png", "a/../../x"):
-        with pytest.raises(BadRow, match="a relative path inside the data folder"):
+        with pytest.raises(BadRow, match="a path inside the data folder"):
             inside(root, path)
 
 
@@ -220,5 +220,5 @@ def test_a_link_among_the_files_is_followed_to_where_it_leads(tmp_path: Path) ->
     (root / "bad.png").symlink_to(tmp_path / "x.png")
     assert inside(root, "kept.png") == root / "a" / "x.png"
     assert inside(root, "a/../y.png") == root / "y.png"
-    with pytest.raises(BadRow, match=r"a relative path inside the data folder, got 'bad\.png'"):
+    with pytest.raises(BadRow, match=r"a path inside the data folder, got 'bad\.png'"):
         inside(root, "bad.png")

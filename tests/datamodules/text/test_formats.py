@@ -85,7 +85,7 @@ def test_lists_come_best_first_with_their_numbers() -> None:
     assert row.completions == ["b", "c", "a"]
     assert row.numbers == {"relevance": [0.9, 0.5, 0.1], "ranks": [2, 3, 1]}
     assert parse({"prompt": "p", "completions": ["a", "b"], "targets": [0.2, 0.8]}).completions == ["b", "a"]
-    assert parse({"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]}).completions == ["a", "b"]
+    assert parse({"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]}).completions == ["b", "a"]
 
 
 def test_a_pair_is_never_turned_round_by_its_numbers() -> None:
