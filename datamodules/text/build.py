@@ -21,8 +21,6 @@ from pl_prefopt.utilities.rows import BadRow
 
 ROWS_PER_CALL = 512
 """Rows that are handed to the tokenizer together."""
-UNUSED = "unused/"
-"""Beginning of the counts of columns that nothing reads."""
 FATAL = frozenset({"no_chat_template"})
 """Reasons that stop even where bad rows are dropped, since they would drop every row."""
 FORMAT = 3
@@ -94,7 +92,7 @@ def tokenize(folder: Path, source: Source, tokenizer: Tokenizer, settings: Token
                     pipeline.counts["kept"] += 1
                     yield TokenizedRow(ids, example.numbers, at)
 
-    if not write_rows(folder, rows(), pipeline.counts):
+    if not write_rows(folder, rows(), pipeline.counts, pipeline.unused):
         raise ValueError(
             f"{source.name}: at least one row must be left, got none; counted: {dict(pipeline.counts)}. Look at "
             "truncation and on_bad_row."
@@ -103,11 +101,15 @@ def tokenize(folder: Path, source: Source, tokenizer: Tokenizer, settings: Token
 
 
 class RowPipeline:
-    """Parse, tokenise and truncate rows; count what is dropped ("dropped/<reason>") or changed ("changed/<what>")."""
+    """Parse, tokenise and truncate rows; count what is dropped ("dropped/<reason>") or changed ("changed/<what>").
+
+    `unused` are the columns that nothing has read.
+    """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, settings: TokenizeSettings) -> None:
         self.source, self.settings, self.bos = source, settings, tokenizer.bos_token_id
         self.counts: Counter[str] = Counter()
+        self.unused: set[str] = set()
         self.encoder = settings.encoder(tokenizer)
 
     def __call__(self, raws: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, Encoded, Example]]:
@@ -117,8 +119,7 @@ class RowPipeline:
             try:
                 examples.append(self._parse(raw))
                 numbers.append(number)
-                unused = unused_columns(raw, self.settings.columns, examples[-1])
-                self.counts.update(f"{UNUSED}{name}" for name in unused)
+                self.unused |= unused_columns(raw, self.settings.columns, examples[-1])
             except BadRow as error:
                 self.refuse(error, number)
         for number, example, row in zip(numbers, examples, self.encoder(examples), strict=True):

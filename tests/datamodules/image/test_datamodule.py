@@ -10,7 +10,7 @@ import torch
 
 from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule
 from pl_prefopt.datamodules.image.geometry import MOVED
-from tests.datamodules.sample_files import write_jsonl
+from tests.datamodules.sample_files import copy_of, write_jsonl
 from tests.datamodules.sample_images import encoded, image_folder, noise
 
 
@@ -113,7 +113,7 @@ def test_randomness_is_keyed_by_seed_epoch_and_row(path: Path) -> None:
 
 
 def test_caption_dropout_is_per_pair_and_only_in_training(path: Path) -> None:
-    data = ready(path, val=str(path), caption_dropout=0.4, flip=1.0)
+    data = ready(path, val=copy_of(path), caption_dropout=0.4, flip=1.0)
     rows = data.datasets["train"]
     dropped = 0
     for epoch in range(50):

@@ -15,7 +15,7 @@ from pl_prefopt.datamodules.image.geometry import MOVED
 from pl_prefopt.datamodules.image.rows import ImagePairs
 from pl_prefopt.datamodules.media import cache as media_cache
 from pl_prefopt.utilities.seeding import keyed_generator
-from tests.datamodules.sample_files import write_jsonl
+from tests.datamodules.sample_files import copy_of, write_jsonl
 from tests.datamodules.sample_images import image_folder, noise
 
 
@@ -120,7 +120,7 @@ def test_every_image_and_caption_is_encoded_once(path: Path) -> None:
     assert encoder.images == 4 * 2
     assert encoder.texts == ["", "same"]
     again = Encoder()
-    ready(ranked, again, flip=0.5, val=str(ranked))
+    ready(ranked, again, flip=0.5, val=copy_of(ranked))
     assert (again.images, again.texts) == (0, [])
 
 

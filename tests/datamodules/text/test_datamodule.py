@@ -19,7 +19,7 @@ from pl_prefopt.datamodules import (
     Truncation,
 )
 from pl_prefopt.utilities.configurable import from_config
-from tests.datamodules.sample_files import SHARED, word_pairs, write_jsonl
+from tests.datamodules.sample_files import SHARED, copy_of, word_pairs, write_jsonl
 
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder ../shared/data/text is not here")
 CHAT = (
@@ -185,7 +185,7 @@ def test_validation_by_fraction_and_by_name(path: Path, tmp_path: Path) -> None:
     index = int(next(iter(data.val_dataloader()))["index"][0])  # type: ignore[arg-type]
     source = json.loads(path.read_text().splitlines()[data.datasets["val"].source_row(index)])
     assert data.texts("val", index)["completions"] == [source["chosen"], source["rejected"]]
-    several = ready(path, val={"film": str(path), "book": [str(path), str(path)]}, limit={"val": 50})
+    several = ready(path, val={"film": copy_of(path), "book": [copy_of(path)] * 2}, limit={"val": 50})
     assert several.names("val") == ["val/film", "val/book"]
     assert [len(several.datasets[n]) for n in several.names("val")] == [40, 50]
     assert len(several.val_dataloader()) == 2
@@ -252,7 +252,7 @@ def broken_pairs(**change: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"chosen": None}, r"a.jsonl, line 4: field 'chosen' must be a column, got only 'prompt', "),
+        ({"chosen": None}, r"a.jsonl, line 4: field 'chosen' must be text, a turn, .*, got null"),
         ({"prompt": ""}, r"a.jsonl, line 4: field 'prompt' must be text, got ''"),
         ({"rejected": " "}, r"a.jsonl, line 4: field 'rejected' must be text .*, got ' '"),
         ({"chosen": "x", "rejected": "x"}, r"a.jsonl, line 4: field 'rejected' must be .*, got the same as chosen"),
