@@ -190,8 +190,8 @@ class PreferenceDataModule(pl.LightningDataModule):
             for part in source.parts if name != "train" else ():
                 if any(same_content(part, other) for other in training):
                     raise ValueError(
-                        f"{name} must be rows that are not trained on, got {part.name!r}, a file of train. Name another "
-                        "file, or hold out a fraction with val: 0.1."
+                        f"{name} must be rows that are not trained on, got {part.name!r}, a file of train. Name "
+                        "another file, or hold out a fraction with val: 0.1."
                     )
 
     def source(self, name: str) -> Source:

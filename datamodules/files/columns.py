@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pl_prefopt.datamodules.files.readers import Row
 from pl_prefopt.scores import COLUMNS
-from pl_prefopt.utilities.rows import BadRow, abbreviate, missing_column, number
+from pl_prefopt.utilities.rows import DROP_HINT, BadRow, abbreviate, missing_column, number
 
 Numbers = dict[str, Any]
 """Column -> a number per row, a list of K numbers, or (margins) K lists of M numbers."""
+
+SCORE_OF_SIDE = re.compile("score|rating|reward")
+"""What is in the names of columns that say how good the chosen or the rejected sample is."""
 
 
 def per(kind: str) -> tuple[str, ...]:
@@ -77,6 +81,32 @@ def read_numbers(row: Row, count: int, item: str, skip: Iterable[str] = ()) -> N
             values = enumerate(_sized(value, name, count, item))
             numbers[name] = [number(f"{name}[{i}]", v, low=column.low, high=column.high) for i, v in values]
     return numbers
+
+
+def refuse_reversed(row: Row) -> None:
+    """Refuse a pair whose own scores say that the rejected sample is the better one.
+
+    Compared are columns such as `score_chosen` and `score_rejected`, or a list `scores` of two.
+
+    Raises:
+        BadRow: the score of the rejected sample is higher.
+    """
+    for name in row:
+        other = name.replace("chosen", "rejected")
+        if other == name or other not in row or not SCORE_OF_SIDE.search(name):
+            continue
+        chosen, rejected = parsed(row[name]), parsed(row[other])
+        if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (chosen, rejected)):
+            _refuse_lower(name, chosen, f"{other!r}", rejected)
+    scores = parsed(row.get("scores"))
+    if isinstance(scores, list) and len(scores) == 2:
+        _refuse_lower("scores[0]", number("scores[0]", scores[0]), "'scores[1]'", number("scores[1]", scores[1]))
+
+
+def _refuse_lower(name: str, chosen: float, other: str, rejected: float) -> None:
+    if chosen < rejected:
+        found = f"{abbreviate(chosen)}, below {other} {abbreviate(rejected)}"
+        raise BadRow("reversed_scores", name, found, f"at least {other}", DROP_HINT)
 
 
 def _sized(values: object, name: str, count: int, item: str) -> list[Any]:

@@ -46,6 +46,10 @@ class ImageEncoder:
         """Return what the conditioner gives."""
         return self.conditioner.encode_text(list(captions))
 
+    def cut_captions(self, captions: Sequence[str]) -> int:
+        """Return how many captions the text encoders read only in part; 0 where the conditioner cannot tell."""
+        return getattr(self.conditioner, "cut_captions", lambda _: 0)(captions)
+
     def fingerprint(self) -> str:
         """Return the conditioner's key."""
         return self.conditioner.fingerprint()

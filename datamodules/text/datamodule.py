@@ -18,13 +18,12 @@ from pl_prefopt.datamodules.loading.stream import Blocks, StreamLoader
 from pl_prefopt.datamodules.text.build import StreamEncoder, TokenizeSettings, example_texts, tokenized
 from pl_prefopt.datamodules.text.collate import Collator
 from pl_prefopt.datamodules.text.formats import TEXT_COLUMNS, Example, as_text, parse, unused_columns
-from pl_prefopt.datamodules.text.prompts import PromptBook
 from pl_prefopt.datamodules.text.inspect import inspect_rows
 from pl_prefopt.datamodules.text.literals import POLICIES
-from pl_prefopt.datamodules.text.tokenize import Encoded
-from pl_prefopt.utilities.rows import BadRow
+from pl_prefopt.datamodules.text.prompts import PromptBook
 from pl_prefopt.datamodules.text.rows import TokenizedRows
 from pl_prefopt.datamodules.text.stats import describe, notes, statistics
+from pl_prefopt.datamodules.text.tokenize import Encoded
 from pl_prefopt.datamodules.text.truncate import MOVED, Truncation
 from pl_prefopt.datamodules.tokenizers import (
     PretrainedTokenizer,
@@ -36,6 +35,7 @@ from pl_prefopt.datamodules.tokenizers import (
 from pl_prefopt.utilities.checks import choice, integer
 from pl_prefopt.utilities.deprecation import moved_arguments
 from pl_prefopt.utilities.files import write_jsonl
+from pl_prefopt.utilities.rows import BadRow
 
 
 class TextPreferenceDataModule(PreferenceDataModule):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pl_prefopt.datamodules.files.columns import parsed, per, read_numbers, renamed
+from pl_prefopt.datamodules.files.columns import parsed, per, read_numbers, refuse_reversed, renamed
 from pl_prefopt.datamodules.text.turns import Message, Text, as_text, is_empty, read_text
 from pl_prefopt.scores import COLUMNS
-from pl_prefopt.utilities.rows import DROP_HINT, BadRow, abbreviate, encodable, missing_column, number
+from pl_prefopt.utilities.rows import DROP_HINT, BadRow, abbreviate, encodable, missing_column
 from pl_prefopt.utilities.suggestions import did_you_mean
 
 __all__ = ["TEXT_COLUMNS", "Example", "Message", "Text", "as_text", "parse", "unused_columns"]
@@ -19,7 +18,6 @@ PROMPT_NAMES = ("question", "instruction", "query", "input")
 """Columns that plainly hold the prompt where none is called so."""
 SCORE_NAMES = ("relevance", "rewards", "scores")
 """Columns that say how good each completion of a list is, higher being better."""
-SCORE_OF_SIDE = re.compile("score|rating|reward")
 TEXT_COLUMNS = (
     *("prompt", "chosen", "rejected", "completions", "conversations", "system", "tools", "chat_template_kwargs"),
     *(*per("row"), *per("sample"), "rewards", "scores", "chosen_margins", "rejected_margins"),
@@ -85,7 +83,7 @@ def parse(raw: dict[str, Any], columns: dict[str, str] | None = None, *, allow_e
     _refuse_identical(example)
     scores = _list_scores(row) if reader is _read_list else None
     if reader is not _read_list:
-        _refuse_reversed(row)
+        refuse_reversed(row)
     merits = {} if scores is None else {"relevance": scores}
     example.numbers |= read_numbers(row | merits, len(example.completions), "completion")
     example.tools = _tools(row.get("tools"))
@@ -272,23 +270,6 @@ def _list_scores(row: dict[str, Any]) -> Any:
 def _conflict(name: str, values: object, other: str, others: object) -> BadRow:
     found = f"{abbreviate(values)} beside {other!r} {abbreviate(others)}"
     return BadRow("conflict", name, found, f"in agreement with {other!r}", "Leave the column out that is wrong.")
-
-
-def _refuse_reversed(row: dict[str, Any]) -> None:
-    """Refuse pairs whose own scores say that the rejected completion is the better one."""
-    for name in row:
-        other = name.replace("chosen", "rejected")
-        if other not in row or other == name or not SCORE_OF_SIDE.search(name):
-            continue
-        values = [parsed(row[name]), parsed(row[other])]
-        if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values) and values[0] < values[1]:
-            found = f"{abbreviate(values[0])}, below {other!r} {abbreviate(values[1])}"
-            raise BadRow("reversed_scores", name, found, f"at least {other!r}", DROP_HINT)
-    scores = parsed(row.get("scores"))
-    if isinstance(scores, list) and len(scores) == 2:
-        chosen, rejected = (number(f"scores[{i}]", score) for i, score in enumerate(scores))
-        if chosen < rejected:
-            raise BadRow("reversed_scores", "scores", abbreviate(scores), "highest for chosen, its first", DROP_HINT)
 
 
 def _tools(value: object) -> list[Any] | None:

@@ -25,7 +25,7 @@ class InspectableData(Protocol):
 def inspect_rows(data: InspectableData, split: str = "train", count: int = 3) -> str:
     """Return the first rows of a split: tokens, the border between prompt and completions, what was cut, numbers.
 
-    Tokens are separated by "|"; line breaks in them are written as \\n. What is trained is every token of a completion,
+    Tokens are separated by "|"; line breaks in them are escaped. What is trained is every token of a completion,
     EOS included, and none of the prompt.
 
     Args:

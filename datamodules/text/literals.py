@@ -130,6 +130,6 @@ class LiteralTokens:
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the tokens, the longest first; never anything where there are none. One character is no literal."""
+    """Matches any of the tokens, the longest first; one character is no literal."""
     literals = sorted((token for token in tokens if len(token) > 1), key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, literals)) or r"(?!)")

@@ -31,6 +31,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)
+        os.chmod(temporary, 0o666 & ~current_umask())  # safetensors makes files that only their owner may read
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -112,6 +112,8 @@ def inside(folder: str | Path, path: str) -> Path:
     """
     root = resolved(folder)
     try:
+        if "\0" in path:
+            raise ValueError("embedded null byte")
         parent, name = os.path.split(root / path)
         full = resolved(parent) / name
         full = full.resolve() if name == os.pardir or full.is_symlink() else full

@@ -68,7 +68,8 @@ def test_too_few_pairs_are_refused() -> None:
 def test_a_folder_of_two_aspect_ratios(tmp_path: Path) -> None:
     path = image_folder(tmp_path / "data", 6)
     for i in (1, 4):
-        noise(60 + i, 40, 20).save(path.parent / f"good{i}.png")
+        for k, name in enumerate(("good", "bad")):
+            noise(60 + 10 * k + i, 40, 20).save(path.parent / f"{name}{i}.png")
     buckets = [[12, 16], [16, 8]]
     data = ImagePreferenceDataModule(
         str(path),

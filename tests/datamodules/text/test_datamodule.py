@@ -391,3 +391,55 @@ def test_real_conversations(tmp_path: Path) -> None:
         assert max(len(row["prompt_ids"]) + len(c) for c in row["completion_ids"]) <= 512
         assert row["completion_ids"][0] != row["completion_ids"][1]
         assert source["chosen"]["value"].startswith(data.tokenizer.decode(row["completion_ids"][0][:5]).strip())
+
+
+# ---- read as meant, or refused -------------------------------------------------------------------------------------
+
+
+def test_columns_that_nothing_reads_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [row | {"id": i, "model": "m"} for i, row in enumerate(word_pairs(6))]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"query": row.pop("prompt"), **row} for row in rows])
+    for _ in range(2):  # the second reads the cache
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            ready(path)
+        assert caplog.text.count("columns that are not used: 'id', 'model'") == 1
+        assert caplog.text.count("the prompt of 6 rows is their column 'query'") == 1
+
+
+def test_weights_that_are_all_zero_stop(tmp_path: Path) -> None:
+    rows = [row | {"weight": 0} for row in word_pairs(6)]
+    with pytest.raises(ValueError, match=r"a.jsonl: column 'weight' must be above 0 in at least one row"):
+        ready(write_jsonl(tmp_path / "a.jsonl", rows))
+    rows[4]["weight"] = 0.5
+    ready(write_jsonl(tmp_path / "b.jsonl", rows))
+
+
+def test_nothing_is_evaluated_on_the_training_file(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", word_pairs(6))
+    (tmp_path / "b.jsonl").write_bytes(path.read_bytes())
+    (tmp_path / "c.jsonl").symlink_to(path)
+    other = str(write_jsonl(tmp_path / "d.jsonl", word_pairs(6, seed=1)))
+    for name in "abc":
+        with pytest.raises(ValueError, match=rf"val must be rows that are not trained on, got '.*{name}.jsonl'"):
+            ready(path, val=[other, str(tmp_path / f"{name}.jsonl")])
+        with pytest.raises(ValueError, match=r"test must be rows that are not trained on"):
+            module(path, test=str(tmp_path / f"{name}.jsonl")).prepare_data()
+    ready(path, val=other)
+
+
+def test_inspect_shows_rows_as_the_model_sees_them(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "one two three", "chosen": " four five six seven eight nine ten", "rejected": " no", "weight": 2}
+    ]
+    path = write_jsonl(tmp_path / "a.jsonl", rows * 2)
+    data = ready(path, tokenizer=TrainedTokenizer(kind="word"), truncation=Truncation(8))
+    text = data.inspect("train", 1)
+    assert "rows 0 to 0 of 2" in text
+    assert f"row 0 ({path}, line 1)" in text
+    assert "prompt (4 tokens): <bos>|one| two| three\n" in text
+    assert "chosen (4 tokens, 4 of 8 cut off at the end):  four| five| six| seven\n" in text
+    assert "rejected (2 tokens):  no|<eos>\n" in text
+    assert "weight: 2.0" in text
+    with pytest.raises(ValueError, match="split must be one of train, got 'val'"):
+        data.inspect("val")
