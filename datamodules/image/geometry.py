@@ -207,7 +207,7 @@ def auto_buckets(size: Size, step: int = BUCKET_STEP) -> tuple[Size, ...]:
 
 
 def check_encodable(geometry: Geometry, factor: int) -> None:
-    """Require sizes that the VAE does not round, and a limited number of frames.
+    """Require sizes that VAE and network take without rounding, and a limited number of frames.
 
     Raises:
         ValueError: a side is no multiple of `factor` (the message names the nearest size that is), or every epoch has
@@ -222,8 +222,8 @@ def check_encodable(geometry: Geometry, factor: int) -> None:
         if height % factor or width % factor:
             nearest = [max(factor, round(v / factor) * factor) for v in (height, width)]
             raise ValueError(
-                f"resolution must be multiples of {factor}, the factor of this model's VAE, got {height} x {width} "
-                f"pixels (height x width). The nearest is {nearest[0]} x {nearest[1]}."
+                f"resolution must be multiples of {factor}, which this model's VAE and network need, got {height} x "
+                f"{width} pixels (height x width). The nearest is {nearest[0]} x {nearest[1]}."
             )
 
 

@@ -65,14 +65,22 @@ class OpenCLIP(Judge):
         text_features = model.encode_text(tokenizer(captions).to(device), normalize=True)
         return (image_features * text_features).sum(-1)
 
+    def resizing(self) -> dict[str, str]:
+        """Return what differs from the network's own preprocessing, as arguments of open_clip."""
+        hpsv2 = Path(self.pretrained or "").name.startswith("HPS")
+        padded = hpsv2 if self.padded is None else self.padded
+        return {"image_resize_mode": "longest", "image_interpolation": "bicubic"} if padded else {}
+
     @cached_property
     def _network(self) -> tuple[Any, Any, Any]:  # open_clip has no types
         import open_clip
 
-        padded = Path(self.pretrained or "").name.startswith("HPS") if self.padded is None else self.padded
-        resizing: dict[str, str] = {"image_resize_mode": "longest", "image_interpolation": "bicubic"} if padded else {}
         model, _, transform = open_clip.create_model_and_transforms(
-            self.model, pretrained=self.pretrained, device=default_device(self.device), weights_only=True, **resizing
+            self.model,
+            pretrained=self.pretrained,
+            device=default_device(self.device),
+            weights_only=True,
+            **self.resizing(),
         )
         return model.eval(), transform, open_clip.get_tokenizer(self.model)
 
