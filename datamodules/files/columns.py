@@ -14,7 +14,7 @@ from pl_prefopt.utilities.rows import DROP_HINT, BadRow, abbreviate, missing_col
 Numbers = dict[str, Any]
 """Column -> a number per row, a list of K numbers, or (margins) K lists of M numbers."""
 
-SCORE_OF_SIDE = re.compile("score|rating|reward")
+SCORE_OF_SIDE = re.compile("score|rating|reward|rank")
 """What is in the names of columns that say how good the chosen or the rejected sample is."""
 
 
@@ -97,16 +97,15 @@ def refuse_reversed(row: Row) -> None:
             continue
         chosen, rejected = parsed(row[name]), parsed(row[other])
         if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (chosen, rejected)):
-            _refuse_lower(name, chosen, f"{other!r}", rejected)
+            sign = -1 if "rank" in name else 1  # the first rank is the best
+            if sign * chosen < sign * rejected:
+                found = f"{abbreviate(chosen)}, beside {other!r} {abbreviate(rejected)}"
+                raise BadRow("reversed_scores", name, found, f"not worse than {other!r}", DROP_HINT)
     scores = parsed(row.get("scores"))
     if isinstance(scores, list) and len(scores) == 2:
-        _refuse_lower("scores[0]", number("scores[0]", scores[0]), "'scores[1]'", number("scores[1]", scores[1]))
-
-
-def _refuse_lower(name: str, chosen: float, other: str, rejected: float) -> None:
-    if chosen < rejected:
-        found = f"{abbreviate(chosen)}, below {other} {abbreviate(rejected)}"
-        raise BadRow("reversed_scores", name, found, f"at least {other}", DROP_HINT)
+        chosen, rejected = (number(f"scores[{i}]", score) for i, score in enumerate(scores))
+        if chosen < rejected:
+            raise BadRow("reversed_scores", "scores", abbreviate(scores), "highest for chosen, its first", DROP_HINT)
 
 
 def _sized(values: object, name: str, count: int, item: str) -> list[Any]:

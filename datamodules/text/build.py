@@ -39,6 +39,7 @@ class TokenizeSettings:
     on_bad_row: str = "error"
     limit: int | None = None
     special_tokens: str = "escape"
+    reversed_scores: str = "error"
 
     def encoder(self, tokenizer: Tokenizer) -> Encoder:
         """Return what tokenises under these settings."""
@@ -137,12 +138,19 @@ class RowPipeline:
 
     def refuse(self, error: BadRow, number: int) -> None:
         """Count a bad row, or raise for it."""
-        if self.settings.on_bad_row == "error" or error.reason in FATAL:
+        dropped = self.settings.on_bad_row, error.reason == "reversed_scores" and self.settings.reversed_scores
+        if "drop" not in dropped or error.reason in FATAL:
             raise error.at(self.source.where(number)) from None
         self.counts[f"dropped/{error.reason}"] += 1
 
     def _parse(self, raw: Row) -> Example:
-        return parse(raw, self.settings.columns, allow_empty_prompt=self.settings.allow_empty_prompt)
+        settings = self.settings
+        return parse(
+            raw,
+            settings.columns,
+            allow_empty_prompt=settings.allow_empty_prompt,
+            keep_reversed=settings.reversed_scores == "keep",
+        )
 
 
 @dataclass
@@ -167,7 +175,7 @@ def example_texts(source: Source, columns: dict[str, str]) -> Iterator[str]:
     """Yield the texts of all rows that can be parsed, for training a tokenizer."""
     for raw in source:
         try:
-            example = parse(raw, columns, allow_empty_prompt=True)
+            example = parse(raw, columns, allow_empty_prompt=True, keep_reversed=True)
         except BadRow:
             continue
         if isinstance(example.prompt, str):

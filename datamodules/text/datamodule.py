@@ -72,6 +72,8 @@ class TextPreferenceDataModule(PreferenceDataModule):
         special_tokens: what becomes of special tokens that stand literally in data, such as "<eos>" inside an answer:
             "escape" tokenises them as text and counts the rows, "allow" makes them special tokens (for data that were
             written with the tokenizer's markers), "error" refuses the row.
+        reversed_scores: pairs whose own columns (`score_chosen` < `score_rejected`) say that the rejected completion is
+            better: "error" stops, "drop" leaves them out, "keep" trains them as labelled; the last two are counted.
 
     Raises:
         ValueError: an argument is out of range, or (in `setup`) a file or row cannot be used.
@@ -105,6 +107,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
         cache_dir: str | None = None,
         shuffle: bool = True,
         special_tokens: str = "escape",
+        reversed_scores: str = "error",
     ) -> None:
         arguments = dict(locals())
         super().__init__(
@@ -123,6 +126,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
         self.save_arguments(arguments)
         integer("shuffle_buffer", shuffle_buffer)
         choice("special_tokens", special_tokens, POLICIES)
+        choice("reversed_scores", reversed_scores, ("error", "drop", "keep"))
         if streaming and (self.splits.fraction is not None or self.splits.sources):
             raise ValueError(
                 f"train and val must be files without named sources or fraction with streaming, got train={train!r} "
@@ -139,6 +143,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
             chat_template_kwargs or {},
             on_bad_row,
             special_tokens=special_tokens,
+            reversed_scores=reversed_scores,
         )
         self._books: dict[str, PromptBook] = {}
         self._tokenizer: Tokenizer | None = None
@@ -274,7 +279,8 @@ class TextPreferenceDataModule(PreferenceDataModule):
         """Log the columns of a stream that nothing reads, judged by its first row."""
         try:
             raw = next(iter(source.iterate(0)), {})
-            unused = unused_columns(raw, settings.columns, parse(raw, settings.columns, allow_empty_prompt=True))
+            example = parse(raw, settings.columns, allow_empty_prompt=True, keep_reversed=True)
+            unused = unused_columns(raw, settings.columns, example)
         except BadRow:
             return
         for note in notes({}, sorted(unused)):
@@ -295,7 +301,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
         generated = split == "train" and self.splits.generated
         source = self.source(split) if generated else self.given_source(split)
         rows, columns = self.datasets[split], {} if generated else self.columns
-        return lambda index: parse(source[rows.source_row(index)], columns, allow_empty_prompt=True)
+        return lambda index: parse(source[rows.source_row(index)], columns, allow_empty_prompt=True, keep_reversed=True)
 
     def _book(self, split: str) -> PromptBook:
         if self.streams(split):

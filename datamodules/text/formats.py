@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,23 @@ __all__ = ["TEXT_COLUMNS", "Example", "Message", "Text", "as_text", "parse", "un
 
 PROMPT_NAMES = ("question", "instruction", "query", "input")
 """Columns that plainly hold the prompt where none is called so."""
-SCORE_NAMES = ("relevance", "rewards", "scores")
+SYSTEM_NAMES = ("system", "system_prompt", "system_message")
+"""Columns that hold a system turn."""
+SCORE_NAMES = ("relevance", "rewards", "scores", "ratings")
 """Columns that say how good each completion of a list is, higher being better."""
+PROMPT_WORDS = (
+    *("article", "context", "conversation", "dialog", "dialogue", "document", "history", "input", "instruction"),
+    *("messages", "passage", "post", "problem", "prompt", "query", "question", "request"),
+)
+"""Last words of columns that may be the prompt: where none is named, they stop the run instead of being ignored."""
+MERIT_WORDS = (
+    *("best", "chosen", "index", "label", "labels", "order", "preference", "preferences", "preferred", "quality"),
+    *("rank", "ranking", "rankings", "ranks", "rating", "reward", "score", "winner"),
+)
+"""Last words of columns that may say which completion of a list is best: they stop the run where nothing else does."""
 TEXT_COLUMNS = (
-    *("prompt", "chosen", "rejected", "completions", "conversations", "system", "tools", "chat_template_kwargs"),
-    *(*per("row"), *per("sample"), "rewards", "scores", "chosen_margins", "rejected_margins"),
+    *("prompt", "chosen", "rejected", "completions", "conversations", *SYSTEM_NAMES, "tools", "chat_template_kwargs"),
+    *(*per("row"), *per("sample"), *SCORE_NAMES, "chosen_margins", "rejected_margins"),
 )
 """Columns that rows of text may have."""
 
@@ -56,13 +69,24 @@ class Example:
         return "relevance" in self.numbers or "targets" in self.numbers
 
 
-def parse(raw: dict[str, Any], columns: dict[str, str] | None = None, *, allow_empty_prompt: bool = False) -> Example:
+def parse(
+    raw: dict[str, Any],
+    columns: dict[str, str] | None = None,
+    *,
+    allow_empty_prompt: bool = False,
+    keep_reversed: bool = False,
+) -> Example:
     """Read a raw row in any accepted layout.
 
     Accepted: TRL's standard and conversational pairs with explicit or implicit prompt; `conversations` + `chosen` +
     `rejected` (ShareGPT); `prompt` + `completions`, a list of K >= 2, best first or with `relevance` / `rewards` /
     `scores` / `targets` / `ranks`. Without `prompt`, one of `PROMPT_NAMES` is the prompt. `system` begins the prompt.
-    `columns` maps our name to the file's.
+
+    Args:
+        raw: the row of the file.
+        columns: our column name -> the file's.
+        allow_empty_prompt: whether the prompt may be empty.
+        keep_reversed: whether a pair may have scores that say the opposite; the event `reversed_scores` then says so.
 
     Raises:
         BadRow: a column is missing or holds what cannot be used, or columns contradict each other.
@@ -78,18 +102,28 @@ def parse(raw: dict[str, Any], columns: dict[str, str] | None = None, *, allow_e
     example = reader(row)
     if alias:
         example.events.add(f"prompt_from_{alias}")
-    _add_system(example, row.get("system"))
+    if example.prompt is None and not example.conversational:
+        _stop_at(row, PROMPT_WORDS, "prompt", "Say which one it is with columns: {prompt: ...}, or leave it out.")
+    _add_system(example, _one_of(row, SYSTEM_NAMES))
     _refuse_empty(example, allow_empty_prompt)
     _refuse_identical(example)
-    scores = _list_scores(row) if reader is _read_list else None
+    scores = _one_of(row, SCORE_NAMES) if reader is _read_list else None
     if reader is not _read_list:
-        refuse_reversed(row)
+        try:
+            refuse_reversed(row)
+        except BadRow:
+            if not keep_reversed:
+                raise
+            example.events.add("reversed_scores")
     merits = {} if scores is None else {"relevance": scores}
     example.numbers |= read_numbers(row | merits, len(example.completions), "completion")
     example.tools = _tools(row.get("tools"))
     example.template_kwargs = _template_kwargs(row.get("chat_template_kwargs"))
     if reader is not _read_list:
         return example
+    if not example.graded and "ranks" not in example.numbers:
+        hint = "Name it with columns: {scores: ...} (higher is better) or {ranks: ...}, or leave it out."
+        _stop_at(row, MERIT_WORDS, "scores", hint)
     return _best_first(example, ranked="ranks" in example.numbers and (row.get("scores") or not example.graded))
 
 
@@ -257,14 +291,22 @@ def _add_system(example: Example, system: object) -> None:
         raise BadRow("conflict", "system", found, "absent, or equal to the system turn of the conversation")
 
 
-def _list_scores(row: dict[str, Any]) -> Any:
-    """The one column of `SCORE_NAMES` that a list has; several must be equal."""
-    given = {name: parsed(row[name]) for name in SCORE_NAMES if row.get(name) is not None}
+def _one_of(row: dict[str, Any], names: Sequence[str]) -> Any:
+    """The value of the one column of `names` that a row has; several must be equal."""
+    given = {name: parsed(row[name]) for name in names if row.get(name) not in (None, "")}
     first = next(iter(given), None)
     for name, values in given.items():
         if values != given[first]:
             raise _conflict(name, values, str(first), given[first])
     return given[first] if first else None
+
+
+def _stop_at(row: dict[str, Any], words: Collection[str], name: str, hint: str) -> None:
+    """Refuse a row with a column that plainly means something, but that nothing reads."""
+    for other, value in row.items():
+        last = re.split(r"[\W_]+", other.lower())[-1]
+        if last in words and other not in (*TEXT_COLUMNS, *PROMPT_NAMES) and value not in (None, "", []):
+            raise BadRow(f"ambiguous_{name}", name, f"no such column, but {other!r}", "one column", hint)
 
 
 def _conflict(name: str, values: object, other: str, others: object) -> BadRow:
@@ -314,9 +356,8 @@ def _best_first(example: Example, *, ranked: bool) -> Example:
         pairs = ((i, j) for i in range(len(key)) for j in range(i))
         if any((key[i] - key[j]) * (values[i] - values[j]) < 0 for i, j in pairs):
             raise _conflict(other, values, name, key)
-    if len(set(key)) == 1:
-        found = f"{abbreviate(example.numbers[name])}, all equal"
-        raise BadRow("tie", name, found, "different for at least two completions", DROP_HINT)
+    if len(set(key)) == 1:  # objectives of lists know ties; those of pairs take the first for the best
+        example.events.add("tied_list")
     order = sorted(range(len(key)), key=lambda i: -key[i])
     example.completions = [example.completions[i] for i in order]
     for name, values in example.numbers.items():

@@ -92,6 +92,10 @@ def notes(counts: Mapping[str, int], unused: Collection[str]) -> list[str]:
             sentences.append(f"the prompt of {count} rows is their column {name.removeprefix(ALIAS)!r}")
     if systems := counts.get("changed/system_before_prompt"):
         sentences.append(f"the column 'system' of {systems} rows begins their prompt, before a blank line")
+    if ties := counts.get("changed/tied_list"):
+        sentences.append(
+            f"all completions of {ties} lists are equally good; objectives of pairs take the first for better"
+        )
     if escaped := counts.get("changed/special_tokens_escaped"):
         sentences.append(
             f"{escaped} rows hold special tokens of the tokenizer as text, and were tokenised as text; set "

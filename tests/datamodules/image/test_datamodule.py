@@ -281,7 +281,7 @@ def test_columns_that_nothing_reads_are_named(tmp_path: Path, caplog: pytest.Log
 
 def test_pairs_that_their_scores_contradict_are_refused(tmp_path: Path) -> None:
     path = image_folder(tmp_path / "data", 2, score_chosen=1, score_rejected=2)
-    with pytest.raises(ValueError, match="'score_chosen' must be at least 'score_rejected', got 1"):
+    with pytest.raises(ValueError, match="'score_chosen' must be not worse than 'score_rejected', got 1"):
         ready(path)
     rows = [{"prompt": "a", "image_path": ["good0.png", "bad0.png"], "rank": [1, 2], "scores": [1, 2]}]
     with pytest.raises(ValueError, match="'scores' must be in agreement with 'ranks'"):

@@ -443,3 +443,17 @@ def test_inspect_shows_rows_as_the_model_sees_them(tmp_path: Path) -> None:
     assert "weight: 2.0" in text
     with pytest.raises(ValueError, match="split must be one of train, got 'val'"):
         data.inspect("val")
+
+
+def test_pairs_against_their_scores_are_refused_dropped_or_kept(tmp_path: Path) -> None:
+    rows = [row | {"score_chosen": 2, "score_rejected": 3 if i == 2 else 1} for i, row in enumerate(word_pairs(6))]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(ValueError, match=r"a.jsonl, line 3: field 'score_chosen' must be not worse than 'score_rej"):
+        ready(path)
+    assert ready(path, reversed_scores="drop").stats("train")["counts"]["dropped/reversed_scores"] == 1
+    assert ready(path, on_bad_row="drop").stats("train")["counts"]["dropped/reversed_scores"] == 1
+    kept = ready(path, reversed_scores="keep")
+    assert kept.stats("train")["counts"]["changed/reversed_scores"] == 1
+    assert kept.texts("train", 2)["completions"] == [rows[2]["chosen"], rows[2]["rejected"]]
+    with pytest.raises(ValueError, match="reversed_scores must be one of error, drop, keep, got 'skip'"):
+        ready(path, reversed_scores="skip")

@@ -157,6 +157,7 @@ def test_scores_and_ranks_decide_which_completion_is_best() -> None:
     assert parse(LIST | {"scores": [0.1, 0.9, 0.5]}).completions == ["b", "c", "a"]
     assert parse(LIST | {"scores": "[0.1, 0.9, 0.5]"}).numbers == {"relevance": [0.9, 0.5, 0.1]}
     assert parse(LIST | {"ranks": [2, 1, 3]}).completions == ["b", "a", "c"]
+    assert parse(LIST | {"scores": [1, 1, 1]}).events == {"tied_list"}
     assert parse(LIST | {"ranks": [2, 1, 3], "scores": [5, 9, 1]}).completions == ["b", "a", "c"]
 
 
@@ -166,7 +167,6 @@ def test_scores_and_ranks_decide_which_completion_is_best() -> None:
         ({"scores": [1, 3, 2], "ranks": [1, 2, 3]}, "'ranks' must be in agreement with 'relevance'"),
         ({"scores": [1, 3, 2], "rewards": [3, 1, 2]}, "'scores' must be in agreement with 'rewards'"),
         ({"relevance": [1, 3, 2], "targets": [0.5, 0.2, 0.3]}, "'targets' must be in agreement with 'relevance'"),
-        ({"scores": [1, 1, 1]}, "'relevance' must be different for at least two completions, got .*all equal"),
         ({"scores": [1, 2]}, "'relevance' must be a list of 3 numbers"),
         ({"chosen": "a", "rejected": "b"}, "'completions' must be alone"),
     ],
@@ -174,6 +174,15 @@ def test_scores_and_ranks_decide_which_completion_is_best() -> None:
 def test_contradictions_in_lists_are_refused(columns: dict[str, Any], words: str) -> None:
     with pytest.raises(BadRow, match=words):
         parse(LIST | columns)
+
+
+@pytest.mark.parametrize("name", ["score", "rank", "labels", "best", "chosen_index", "human_preference"])
+def test_a_column_that_may_order_a_list_stops(name: str) -> None:
+    with pytest.raises(BadRow, match=f"'scores' must be one column, got no such column, but '{name}'.*ranks"):
+        parse(LIST | {name: [2, 1, 3]})
+    assert parse(LIST | {name: [2, 1, 3], "rewards": [3, 2, 1]}).completions == ["a", "b", "c"]
+    assert parse(LIST | {name: [2, 1, 3]}, {"ranks": name}).completions == ["b", "a", "c"]
+    assert parse(LIST | {"ratings": [2, 1, 3]}).completions == ["c", "a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -186,9 +195,9 @@ def test_contradictions_in_lists_are_refused(columns: dict[str, Any], words: str
 def test_pairs_whose_scores_say_the_opposite_are_refused(chosen: str, rejected: str) -> None:
     assert parse(PAIR | {chosen: 2.0, rejected: "1.5"}).completions == ["a", "b"]
     assert parse(PAIR | {chosen: 1, rejected: 1}).completions == ["a", "b"]
-    with pytest.raises(BadRow, match=f"'{chosen}' must be at least '{rejected}', got 1, below"):
+    with pytest.raises(BadRow, match=f"'{chosen}' must be not worse than '{rejected}', got 1, beside"):
         parse(PAIR | {chosen: 1, rejected: 1.5})
-    with pytest.raises(BadRow, match=r"'scores\[0\]' must be at least 'scores\[1\]'"):
+    with pytest.raises(BadRow, match="'scores' must be highest for chosen"):
         parse(PAIR | {"scores": [1, 2]})
 
 
@@ -202,6 +211,10 @@ def test_the_prompt_may_have_another_plain_name(name: str) -> None:
 def test_two_columns_that_may_be_the_prompt_stop() -> None:
     with pytest.raises(BadRow, match=r"'prompt' must be one column, got no such column, but 'instruction' and 'input'"):
         parse({"instruction": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"})
+    for name in ("Prompt", "context", "user_prompt", "chat-history", "messages"):
+        with pytest.raises(BadRow, match=f"'prompt' must be one column, got no such column, but '{name}'"):
+            parse({name: "Add.", "chosen": "a b", "rejected": "a c"})
+    assert parse({"chosen": "a b", "rejected": "a c", "prompt_id": "x", "messages": None}).prompt is None
     with pytest.raises(BadRow, match="'prompt' must be text or a list of turns, got null"):
         parse({"prompt": None, "chosen": "a b", "rejected": "a c"})
 
@@ -213,6 +226,9 @@ def test_the_system_column_is_used() -> None:
     assert parse({"prompt": [USER], **turns}).prompt == [SYSTEM, USER]
     assert parse({"prompt": [SYSTEM, USER], **turns}).prompt == [SYSTEM, USER]
     assert parse({**turns, "chosen": [USER, GOOD], "rejected": [USER, BAD]}).prompt == [SYSTEM, USER]
+    assert parse(PAIR | {"system_prompt": "Be kind."}).prompt == "Be kind.\n\np"
+    with pytest.raises(BadRow, match="'system_prompt' must be in agreement with 'system'"):
+        parse(PAIR | {"system_prompt": "Be kind.", "system": "Be rude."})
     with pytest.raises(BadRow, match="'system' must be absent, or equal to the system turn"):
         parse({"prompt": [SYSTEM | {"content": "Be rude."}, USER], **turns})
     with pytest.raises(BadRow, match="'system' must be absent, got text, but no prompt"):
