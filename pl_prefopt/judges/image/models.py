@@ -65,7 +65,7 @@ class OpenCLIP(Judge):
         text_features = model.encode_text(tokenizer(captions).to(device), normalize=True)
         return (image_features * text_features).sum(-1)
 
-    def resizing(self) -> dict[str, str]:
+    def resizing(self) -> dict[str, Any]:
         """Return what differs from the network's own preprocessing, as arguments of open_clip."""
         hpsv2 = Path(self.pretrained or "").name.startswith("HPS")
         padded = hpsv2 if self.padded is None else self.padded

@@ -244,8 +244,9 @@ def test_pipelines_count_the_captions_that_they_cut() -> None:
 def test_sizes_that_the_network_cannot_take_are_refused_before_anything_is_encoded(path: Path) -> None:
     encoder = Encoder()
     data = images(path, resolution=[10, 16], cache_dir=str(path.parent / "cache"))
-    data.trainer = trainer(encoder)
-    data.trainer.lightning_module.policy_builder.family = lambda: SimpleNamespace(multiple=2)
+    fake = trainer(encoder)
+    fake.lightning_module.policy_builder.family = lambda: SimpleNamespace(multiple=2)
+    data.trainer = fake
     with pytest.raises(ValueError, match="resolution must be multiples of 4, which this model's VAE and network need"):
         data.setup("fit")
     assert (encoder.images, encoder.texts) == (0, [])
