@@ -292,13 +292,12 @@ def _add_system(example: Example, system: object) -> None:
 
 
 def _one_of(row: dict[str, Any], names: Sequence[str]) -> Any:
-    """The value of the one column of `names` that a row has; several must be equal."""
-    given = {name: parsed(row[name]) for name in names if row.get(name) not in (None, "")}
-    first = next(iter(given), None)
-    for name, values in given.items():
-        if values != given[first]:
-            raise _conflict(name, values, str(first), given[first])
-    return given[first] if first else None
+    """The value of the one column of `names` that a row has, None without one; several must be equal."""
+    present = [name for name in names if row.get(name) not in (None, "")]
+    for name in present[1:]:
+        if row[name] != row[present[0]]:
+            raise _conflict(name, row[name], present[0], row[present[0]])
+    return row[present[0]] if present else None
 
 
 def _stop_at(row: dict[str, Any], words: Collection[str], name: str, hint: str) -> None:

@@ -226,6 +226,7 @@ def test_the_system_column_is_used() -> None:
     assert parse({"prompt": [USER], **turns}).prompt == [SYSTEM, USER]
     assert parse({"prompt": [SYSTEM, USER], **turns}).prompt == [SYSTEM, USER]
     assert parse({**turns, "chosen": [USER, GOOD], "rejected": [USER, BAD]}).prompt == [SYSTEM, USER]
+    assert parse(PAIR | {"system": "42"}).prompt == "42\n\np"
     assert parse(PAIR | {"system_prompt": "Be kind."}).prompt == "Be kind.\n\np"
     with pytest.raises(BadRow, match="'system_prompt' must be in agreement with 'system'"):
         parse(PAIR | {"system_prompt": "Be kind.", "system": "Be rude."})
