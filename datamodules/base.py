@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from pl_prefopt.datamodules.files.cache import cache_folder
 from pl_prefopt.datamodules.files.open import open_source
-from pl_prefopt.datamodules.files.readers import Source
+from pl_prefopt.datamodules.files.readers import Source, same_content
 from pl_prefopt.datamodules.files.splits import Files, Splits
 from pl_prefopt.datamodules.loading.batches import EvalBatches, Share, TrainBatches
 from pl_prefopt.datamodules.loading.loader import BatchPlan, PlannedLoader, TrainPlan
@@ -167,6 +167,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         for name in self.splits.files:
             if not self.streams(name):
                 self.load_rows(name, progress=True)
+        self._refuse_training_files()
 
     def setup(self, stage: str | None = None) -> None:
         """Open the rows of a stage; what `prepare_data` has not computed is computed here."""
@@ -176,8 +177,22 @@ class PreferenceDataModule(pl.LightningDataModule):
             assert self.splits.fraction is not None
             whole = rows.get("train") or self.datasets.get("train") or self.load_rows("train")
             rows["train"], rows["val"] = self.split_rows(whole, self.splits.fraction)
+        self._refuse_training_files()
         self.datasets |= rows
         self.rows_opened(list(rows))
+
+    def _refuse_training_files(self) -> None:
+        """Refuse to evaluate on a file that is trained on, under whatever name it comes."""
+        if "train" not in self._sources or self.splits.generated:
+            return
+        training = self.source("train").parts
+        for name, source in self._sources.items():
+            for part in source.parts if name != "train" else ():
+                if any(same_content(part, other) for other in training):
+                    raise ValueError(
+                        f"{name} must be rows that are not trained on, got {part.name!r}, a file of train. Name "
+                        "another file, or hold out a fraction with val: 0.1."
+                    )
 
     def source(self, name: str) -> Source:
         """Return the raw rows of a data set, opened once."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pl_prefopt.datamodules.files.cache import cache_folder
-from pl_prefopt.datamodules.files.readers import Row, Source, file_digest, refuse_empty
+from pl_prefopt.datamodules.files.readers import Row, Source, file_digest, refuse_empty, refuse_repeated
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -60,13 +60,41 @@ def open_parquet(path: Path, cache: Path | None = None) -> ArrowSource:
         ValueError: the file cannot be read.
     """
     import datasets
+    import pyarrow.parquet as parquet
 
+    try:
+        names = parquet.read_schema(path).names
+    except Exception as error:
+        raise ValueError(_parquet_error(path, error)) from None
+    refuse_repeated(names, str(path))
     try:
         dataset = datasets.Dataset.from_parquet(str(path), cache_dir=str((cache or cache_folder()) / "arrow"))
     except Exception as error:
         raise ValueError(_parquet_error(path, error.__cause__ or error)) from None
     assert isinstance(dataset, datasets.Dataset)
     return ArrowSource(dataset, str(path), path)
+
+
+def open_saved(folder: Path) -> ArrowSource:
+    """Open a folder that `datasets.save_to_disk` wrote for one split, and read all of it once.
+
+    Raises:
+        ValueError: a file of the folder is missing or cut off.
+    """
+    import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+        assert isinstance(dataset, datasets.Dataset)
+        for column in dataset.data.columns:
+            column.validate()
+    except Exception as error:
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{folder} must be a complete folder of datasets.save_to_disk, got one that cannot be read ({message}). It "
+            "may have been cut off while copying: compare its files with the original."
+        ) from None
+    return ArrowSource(dataset, str(folder))
 
 
 class ParquetStream(Source):
@@ -77,10 +105,11 @@ class ParquetStream(Source):
 
         self.name = str(path)
         try:
-            counts = parquet.ParquetFile(path).metadata
+            names, counts = parquet.read_schema(path).names, parquet.read_metadata(path)
             self._ends = list(accumulate(counts.row_group(i).num_rows for i in range(counts.num_row_groups)))
         except Exception as error:
             raise ValueError(_parquet_error(path, error)) from None
+        refuse_repeated(names, self.name)
         self._group: tuple[int, list[Row]] = (-1, [])
         refuse_empty(self)
 

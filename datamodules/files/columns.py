@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pl_prefopt.datamodules.files.readers import Row
 from pl_prefopt.scores import COLUMNS
-from pl_prefopt.utilities.rows import BadRow, abbreviate, missing_column, number
+from pl_prefopt.utilities.rows import DROP_HINT, BadRow, abbreviate, missing_column, number
 
 Numbers = dict[str, Any]
 """Column -> a number per row, a list of K numbers, or (margins) K lists of M numbers."""
+
+SCORE_OF_SIDE = re.compile("score|rating|reward|rank")
+"""What is in the names of columns that say how good the chosen or the rejected sample is."""
 
 
 def per(kind: str) -> tuple[str, ...]:
@@ -37,7 +41,7 @@ def parsed(value: object) -> Any:
     """Read a number, or a list of numbers, that a CSV cell holds as text."""
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
@@ -79,6 +83,31 @@ def read_numbers(row: Row, count: int, item: str, skip: Iterable[str] = ()) -> N
     return numbers
 
 
+def refuse_reversed(row: Row) -> None:
+    """Refuse a pair whose own scores say that the rejected sample is the better one.
+
+    Compared are columns such as `score_chosen` and `score_rejected`, or a list `scores` of two.
+
+    Raises:
+        BadRow: the score of the rejected sample is higher.
+    """
+    for name in row:
+        other = name.replace("chosen", "rejected")
+        if other == name or other not in row or not SCORE_OF_SIDE.search(name):
+            continue
+        chosen, rejected = parsed(row[name]), parsed(row[other])
+        if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (chosen, rejected)):
+            sign = -1 if "rank" in name else 1  # the first rank is the best
+            if sign * chosen < sign * rejected:
+                found = f"{abbreviate(chosen)}, beside {other!r} {abbreviate(rejected)}"
+                raise BadRow("reversed_scores", name, found, f"not worse than {other!r}", DROP_HINT)
+    scores = parsed(row.get("scores"))
+    if isinstance(scores, list) and len(scores) == 2:
+        chosen, rejected = (number(f"scores[{i}]", score) for i, score in enumerate(scores))
+        if chosen < rejected:
+            raise BadRow("reversed_scores", "scores", abbreviate(scores), "highest for chosen, its first", DROP_HINT)
+
+
 def _sized(values: object, name: str, count: int, item: str) -> list[Any]:
     if not isinstance(values, list) or len(values) != count:
         raise BadRow("bad_length", name, abbreviate(values), f"a list of {count} numbers, one per {item}")
@@ -97,6 +126,7 @@ class SameColumns:
 
     def __init__(self) -> None:
         self._first: dict[str, int] | None = None
+        self._weights: list[float] = []  # at most one: the first that is not 0, else the first
 
     def __call__(self, numbers: Numbers) -> None:
         """Compare with the first row.
@@ -111,3 +141,10 @@ class SameColumns:
         if differing:
             name = min(name for name, _ in differing)
             raise BadRow("ragged_column", name, "it in some rows only, or of another size", "alike in all rows")
+        if "weight" in numbers and not any(self._weights):
+            self._weights = [numbers["weight"]]
+
+    def check_weights(self, name: str) -> None:
+        """Raise ValueError if the weights of all rows of the file `name` are 0, so that nothing would be trained."""
+        if self._weights == [0.0]:
+            raise ValueError(f"{name}: column 'weight' must be above 0 in at least one row, got 0 in every row.")

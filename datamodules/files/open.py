@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 
-from pl_prefopt.datamodules.files.arrow import ArrowSource, ParquetStream, StreamSource, open_parquet
+from pl_prefopt.datamodules.files.arrow import ArrowSource, ParquetStream, StreamSource, open_parquet, open_saved
 from pl_prefopt.datamodules.files.readers import JsonlSource, Row, Source, TableSource
+from pl_prefopt.utilities.rows import abbreviate
 from pl_prefopt.utilities.suggestions import did_you_mean
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
@@ -92,9 +94,10 @@ def open_source(
 
 def _open_one(spec: str, argument: str, streaming: bool, cache: Path | None) -> Source:
     path = Path(spec).expanduser()
-    if path.is_dir():
+    kind = _file_kind(path, argument)
+    if kind == "folder":
         return _open_folder(path, argument, streaming, cache)
-    if path.is_file():
+    if kind == "file":
         if path.suffix not in SUFFIXES:
             raise ValueError(f"{argument}: {spec} must end in one of {', '.join(SUFFIXES)}, got {path.suffix!r}")
         if path.suffix == ".parquet":
@@ -109,17 +112,35 @@ def _open_one(spec: str, argument: str, streaming: bool, cache: Path | None) -> 
     return _open_hub(spec, argument, streaming)
 
 
+def _file_kind(path: Path, argument: str) -> str:
+    """Return "folder", "file" or "" where nothing is; refuse what is neither, since reading it might never end."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if not path.is_symlink():
+            return ""
+        raise ValueError(
+            f"{argument} must be an existing file, got {str(path)!r}, a link to {str(path.readlink())!r}, which does "
+            "not exist"
+        ) from None
+    except (OSError, ValueError) as error:  # a link to itself, a path that is too long, a NUL character
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{argument} must be an existing file, got {abbreviate(str(path))}: {reason}") from None
+    if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+        return "folder" if stat.S_ISDIR(mode) else "file"
+    raise ValueError(
+        f"{argument} must be a regular file, got {str(path)!r}, which is a device, pipe or socket. Write its content "
+        "to a file first."
+    )
+
+
 def _open_folder(path: Path, argument: str, streaming: bool, cache: Path | None) -> Source:
     if (path / "dataset_info.json").is_file() or (path / "state.json").is_file():
-        import datasets
-
-        dataset = datasets.load_from_disk(str(path))
-        assert isinstance(dataset, datasets.Dataset)
-        return ArrowSource(dataset, str(path))
+        return open_saved(path)
     if (path / "dataset_dict.json").is_file():
         splits = sorted(p.name for p in path.iterdir() if p.is_dir())
         raise ValueError(f"{argument} must be one split of {path}, got all: name the folder {' or '.join(splits)}")
-    files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and not p.name.startswith("."))
+    files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and not p.name.startswith(".") and p.is_file())
     if not files:
         raise ValueError(
             f"{argument}: folder {path} must hold data files ({', '.join(SUFFIXES)}) or be one of save_to_disk, got "

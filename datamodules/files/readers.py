@@ -12,7 +12,8 @@ import hashlib
 import io
 import json
 from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,9 @@ class JsonlSource(Source):
         where = self.where(index)
         text = _utf8(raw.removeprefix(b"\xef\xbb\xbf") if index == 0 else raw, where)
         try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{where} must be one JSON object, got an error at column {error.colno} ({error.msg})."
-            ) from None
+            row = _json(text)
+        except ValueError as error:
+            raise ValueError(f"{where} must be one JSON object, got {_json_error(error, one_line=True)}.") from None
         return _object(row, where)
 
 
@@ -145,6 +144,29 @@ def _utf8(raw: bytes, where: str) -> str:
         ) from None
 
 
+def _json(text: str) -> Any:
+    """Parse JSON, refusing what Python's parser takes in silence or by a crash: a key twice, endless nesting."""
+    try:
+        return json.loads(text, object_pairs_hook=_without_repetition)
+    except RecursionError:
+        raise ValueError("lists or objects that are nested too deeply") from None
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} twice in one object")
+    return row
+
+
+def _json_error(error: ValueError, *, one_line: bool = False) -> str:
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    line = "" if one_line else f"line {error.lineno}, "
+    return f"an error at {line}column {error.colno} ({error.msg})"
+
+
 def _object(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
         raise ValueError(f"{where} must be an object with named fields, got a {type(row).__name__}.")
@@ -153,11 +175,11 @@ def _object(row: Any, where: str) -> Row:
 
 def _json_list(text: str, name: str) -> list[Any]:
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
+        rows = _json(text)
+    except ValueError as error:
         raise ValueError(
-            f"{name} must be one JSON list of objects, got an error at line {error.lineno}, column {error.colno} "
-            f"({error.msg}). A file with one object a line must end in .jsonl."
+            f"{name} must be one JSON list of objects, got {_json_error(error)}. A file with one object a line must "
+            "end in .jsonl."
         ) from None
     if not isinstance(rows, list):
         raise ValueError(f"{name} must be one JSON list of objects, got a {type(rows).__name__} at the top.")
@@ -170,6 +192,7 @@ def _csv_rows(text: str, path: Path) -> list[Row]:
     )
     rows: list[Row] = []
     try:
+        _check_header(list(reader.fieldnames or ()), path)
         for row in reader:
             if None in row or None in row.values():
                 width = len(reader.fieldnames or [])
@@ -182,13 +205,31 @@ def _csv_rows(text: str, path: Path) -> list[Row]:
     return rows
 
 
+def _check_header(names: list[str], path: Path) -> None:
+    """Refuse a column that is there twice, and a file whose cells are separated by another character."""
+    refuse_repeated(names, str(path))
+    if len(names) == 1 and any(separator in names[0] for separator in ",;|\t"):
+        expected = "tabs" if path.suffix == ".tsv" else "commas"
+        raise ValueError(
+            f"{path} must have columns separated by {expected}, as {path.suffix} says, got the one column "
+            f"{names[0]!r}. Rename the file, or write it with {expected}."
+        )
+
+
+def refuse_repeated(names: Sequence[str], file: str) -> None:
+    """Raise ValueError for a table with two columns of one name, of which only one would be read."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{file} must have one column of each name, got {', '.join(map(repr, repeated))} repeatedly.")
+
+
 def _plain(cell: str) -> Any:
     """Parse a cell that holds a list of turns; all else stays text, also an answer that happens to be JSON."""
     if not cell.startswith("[{"):
         return cell
     try:
-        turns = json.loads(cell)
-    except json.JSONDecodeError:
+        turns = _json(cell)
+    except ValueError:
         return cell
     return turns if all(isinstance(t, dict) and t.keys() & {"role", "from"} for t in turns) else cell
 
@@ -197,6 +238,16 @@ def refuse_empty(source: Source) -> None:
     """Raise ValueError for a source without rows."""
     if len(source) == 0:
         raise ValueError(f"{source.name} must hold at least one row, got none.")
+
+
+def same_content(a: Source, b: Source) -> bool:
+    """Whether two sources hold the same; files of different sizes are not read for it."""
+    files = Path(a.name), Path(b.name)
+    if all(map(Path.is_file, files)):
+        return files[0].samefile(files[1]) or (
+            files[0].stat().st_size == files[1].stat().st_size and file_digest(files[0]) == file_digest(files[1])
+        )
+    return a.name == b.name and a.digest() == b.digest()
 
 
 def file_digest(path: Path) -> str:

@@ -46,6 +46,10 @@ class ImageEncoder:
         """Return what the conditioner gives."""
         return self.conditioner.encode_text(list(captions))
 
+    def cut_captions(self, captions: Sequence[str]) -> int:
+        """Return how many captions the text encoders read only in part; 0 where the conditioner cannot tell."""
+        return getattr(self.conditioner, "cut_captions", lambda _: 0)(captions)
+
     def fingerprint(self) -> str:
         """Return the conditioner's key."""
         return self.conditioner.fingerprint()
@@ -151,9 +155,11 @@ class ImagePreferenceDataModule(MediaPreferenceDataModule):
         """Return the encoder of the module's conditioner.
 
         Raises:
-            ValueError: sizes that its VAE would round, or new crops every epoch.
+            ValueError: sizes that its VAE would round or its network cannot take, or new crops every epoch.
         """
-        check_encodable(self.geometry, conditioner.factor)
+        module = getattr(self.trainer, "lightning_module", None)
+        family = getattr(getattr(module, "policy_builder", None), "family", lambda: None)()
+        check_encodable(self.geometry, conditioner.factor * getattr(family, "multiple", 1))
         return ImageEncoder(conditioner)
 
     def to_sample(self, tensor: Tensor) -> Tensor:

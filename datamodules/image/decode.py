@@ -16,6 +16,13 @@ from pl_prefopt.utilities.rows import DROP_HINT, BadRow
 
 PLAIN_MODES = ("RGB", "L", "P", "1")
 WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "QOI", "PCX", "ICO"),
+    *("SGI", "DDS"),
+)
+"""Formats of Pillow that are read: pixels only. EPS, PDF, WMF and others would start an interpreter or a plugin."""
+MAX_ASPECT = 20
+"""Longer images would have to be enlarged enormously before they fill a frame."""
 WHITE = (255, 255, 255, 255)
 
 
@@ -59,10 +66,21 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit greys by 255/65535; deeper colour images Pillow itself decodes to their upper 8 bits."""
+    """Scale 16-bit greys by 255/65535 and floats in [0, 1] by 255.
+
+    Deeper colour images Pillow itself decodes to their upper 8 bits.
+
+    Raises:
+        ValueError: values outside that range, whose white nobody knows.
+    """
     if image.mode not in WIDE_MODES:
         return image
-    values = np.asarray(image, np.float64) * (1.0 if image.mode == "F" else 255.0 / 65535.0)
+    values, white = np.asarray(image, np.float64), 1.0 if image.mode == "F" else 65535.0
+    if not bool(((values >= 0) & (values <= white)).all()):
+        raise ValueError(
+            f"mode {image.mode} with values from {values.min():g} to {values.max():g}, outside 0 to {white:g}"
+        )
+    values = values * (255.0 / white)
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
@@ -103,7 +121,8 @@ def image_kind(convert: frozenset[str] = frozenset()) -> MediaKind[Image.Image]:
         "ranks": ("rank",),
         "scores": ("human_preference",),
     }
-    return MediaKind("image", "pixels", partial(decode, convert=convert), sorted(convert), aliases)
+    settings = [2, MAX_ASPECT, sorted(convert)]
+    return MediaKind("image", "pixels", partial(decode, convert=convert), settings, aliases, Image.Image.tobytes)
 
 
 def decode(data: bytes, field: str, convert: frozenset[str] = frozenset()) -> Decoded[Image.Image]:
@@ -124,10 +143,18 @@ def decode(data: bytes, field: str, convert: frozenset[str] = frozenset()) -> De
     if image.mode not in PLAIN_MODES and not kinds:
         found = f"the colour mode {image.mode} ({_summary(image)})"
         raise BadRow("colour_mode", field, found, "8-bit RGB or grey", DROP_HINT)
-    image = _loaded(image, field)
+    image = ImageOps.exif_transpose(_loaded(image, field))  # before conversions, some of which forget the orientation
     for name in kinds:
-        image = KINDS[name].convert(image)
-    image = ImageOps.exif_transpose(image).convert("RGB")
+        try:
+            image = KINDS[name].convert(image)
+        except ValueError as error:
+            raise BadRow(name, field, str(error), "8-bit RGB or grey, or in a range that is known", DROP_HINT) from None
+    image = image.convert("RGB")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        found = f"{image.width} x {image.height} pixels"
+        raise BadRow(
+            "aspect_ratio", field, found, f"an image with an aspect ratio of at most {MAX_ASPECT}:1", DROP_HINT
+        )
     return Decoded(image, (image.height, image.width), kinds, suffix)
 
 
@@ -135,11 +162,16 @@ def _opened(data: bytes, field: str) -> Image.Image:
     if not data:
         raise BadRow("empty_image", field, "0 bytes", "the bytes of an image file", DROP_HINT)
     try:
-        image = Image.open(io.BytesIO(data))
+        Image.init()
+        image = Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
         begin = data[:8].hex(" ")
         raise BadRow(
-            "unreadable", field, f"{len(data)} bytes that are no image ({begin} ...)", _FILES, DROP_HINT
+            "unreadable",
+            field,
+            f"{len(data)} bytes that are no image of a format that is read ({begin} ...)",
+            _FILES,
+            DROP_HINT,
         ) from None
     except Image.DecompressionBombError as error:
         raise BadRow("too_large", field, str(error), f"at most {Image.MAX_IMAGE_PIXELS} pixels", DROP_HINT) from None
@@ -176,5 +208,5 @@ def _summary(image: Image.Image) -> str:
     return f"{image.format}, mode {image.mode}, {image.width} x {image.height}"
 
 
-_FILES = "a complete PNG, JPEG, WebP or other file that Pillow opens"
+_FILES = "a complete PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or other file of pixels"
 _CUT = "It may have been cut off while copying; " + DROP_HINT[0].lower() + DROP_HINT[1:]

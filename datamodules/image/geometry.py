@@ -1,4 +1,6 @@
-"""One geometric decision per pair: both images are scaled, flipped and cropped alike.
+"""One geometric decision per pair: both images are scaled, flipped and cropped by the same rule.
+
+Neither is stretched: each keeps its aspect ratio, fills the frame, and is cropped at the same relative place.
 
 Independent crops and flips (half of the pairs then differ by a flip) would teach a difference that no one preferred.
 Sizes are (height, width) in pixels throughout.
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 CROPS = ("shared-center", "shared-random", "pad")
 FILTERS = ("bilinear", "bicubic", "lanczos")
 BUCKET_STEP = 64
+Offset = tuple[int, int]
+NO_OFFSETS = ((0, 0), (0, 0))
 GREY = (128, 128, 128)
 MOVED = {
     name: f"geometry.{name}" for name in ("resolution", "crop", "flip", "crop_variants", "interpolation", "buckets")
@@ -41,16 +45,21 @@ class Frame:
     Args:
         size: size of the result.
         scaled: size that each image is resized to.
-        offset: (top, left) of the crop in the resized, flipped first image; 0 where nothing is cropped.
+        offsets: (top, left) of the crop in each resized, flipped image; 0 where nothing is cropped.
         flip: mirror left to right, before the crop.
         original: size of the first image as it was.
     """
 
     size: Size
     scaled: Sizes
-    offset: tuple[int, int]
+    offsets: tuple[Offset, Offset]
     flip: bool
     original: Size
+
+    @property
+    def offset(self) -> Offset:
+        """(top, left) of the crop in the first image."""
+        return self.offsets[0]
 
     def conditions(self) -> dict[str, Tensor]:
         """Return `time_ids` (6,), SDXL's size conditioning: original size, crop offset, target size."""
@@ -58,7 +67,7 @@ class Frame:
 
     def key(self, which: int) -> str:
         """Return all that decides the pixels of image `which` beside its bytes."""
-        return f"{self.scaled[which]} {self.offset} {self.size} {int(self.flip)}"
+        return f"{self.scaled[which]} {self.offsets[which]} {self.size} {int(self.flip)}"
 
 
 @dataclass(frozen=True)
@@ -109,11 +118,11 @@ class Geometry:
         """Whether crops differ from epoch to epoch."""
         return self.crop == "shared-random"
 
-    def bucket(self, size: Size) -> int:
-        """Return the number of the result size whose aspect ratio is nearest to that of `size`."""
+    def bucket(self, sizes: Sizes) -> int:
+        """Return the number of the result size whose aspect ratio is nearest to the (geometric) mean of the pair's."""
         if len(self.sizes) == 1:
             return 0
-        aspect = math.log(size[0] / size[1])
+        aspect = sum(math.log(height / width) for height, width in sizes) / 2
         return int(np.argmin([abs(aspect - math.log(h / w)) for h, w in self.sizes]))
 
     def view(self, sizes: Sizes, epoch: int, index: int) -> Frame:
@@ -132,18 +141,16 @@ class Geometry:
 
     def variant(self, originals: Sizes, index: int, variant: int, flip: bool) -> Frame:
         """Return the frame of one crop variant."""
-        size = self.sizes[self.bucket(originals[0])]
+        size = self.sizes[self.bucket(originals)]
         if self.crop == "pad":
-            return Frame(size, (_fit(originals[0], size), _fit(originals[1], size)), (0, 0), flip, originals[0])
-        # the second image is resized to the first one's size, so that one offset is the same place in both
-        scaled = _fill(originals[0], size)
-        room = scaled[0] - size[0], scaled[1] - size[1]
+            return Frame(size, (_fit(originals[0], size), _fit(originals[1], size)), NO_OFFSETS, flip, originals[0])
+        scaled = _fill(originals[0], size), _fill(originals[1], size)
+        places = None
         if self.random_crop:
             top, left = (uniform(self.seed or 0, "offset", axis, variant, index) for axis in ("top", "left"))
-            offset = int(top * (room[0] + 1)), int(left * (room[1] + 1))
-        else:
-            offset = room[0] // 2, room[1] // 2
-        return Frame(size, (scaled, scaled), offset, flip, originals[0])
+            places = top, left
+        offsets = _offset(scaled[0], size, places), _offset(scaled[1], size, places)
+        return Frame(size, scaled, offsets, flip, originals[0])
 
     def tensor(self, media: Image.Image, which: int, view: Frame) -> Tensor:
         """Return image `which` (0 or 1) of a pair as (3, H, W) float32 in [-1, 1]."""
@@ -154,13 +161,13 @@ class Geometry:
             media = media.resize((width, height), Image.Resampling[self.interpolation.upper()])
         if view.flip:
             media = media.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        media = _padded(media, view.size) if self.crop == "pad" else _cropped(media, view)
+        media = _padded(media, view.size) if self.crop == "pad" else _cropped(media, view, which)
         values = torch.from_numpy(np.array(media)).permute(2, 0, 1)
         return values.float().div_(127.5).sub_(1.0)
 
     def settings(self) -> dict[str, Any]:
         """Return what decides pixels, as plain values; flips are left out, both directions may be stored."""
-        settings: dict[str, Any] = {"resolution": [list(s) for s in self.sizes], "crop": self.crop}
+        settings: dict[str, Any] = {"rules": 2, "resolution": [list(s) for s in self.sizes], "crop": self.crop}
         if self.random_crop:
             settings |= {"crop_variants": self.crop_variants, "seed": self.seed or 0}
         return settings | {"interpolation": self.interpolation}
@@ -200,7 +207,7 @@ def auto_buckets(size: Size, step: int = BUCKET_STEP) -> tuple[Size, ...]:
 
 
 def check_encodable(geometry: Geometry, factor: int) -> None:
-    """Require sizes that the VAE does not round, and a limited number of frames.
+    """Require sizes that VAE and network take without rounding, and a limited number of frames.
 
     Raises:
         ValueError: a side is no multiple of `factor` (the message names the nearest size that is), or every epoch has
@@ -215,8 +222,8 @@ def check_encodable(geometry: Geometry, factor: int) -> None:
         if height % factor or width % factor:
             nearest = [max(factor, round(v / factor) * factor) for v in (height, width)]
             raise ValueError(
-                f"resolution must be multiples of {factor}, the factor of this model's VAE, got {height} x {width} "
-                f"pixels (height x width). The nearest is {nearest[0]} x {nearest[1]}."
+                f"resolution must be multiples of {factor}, which this model's VAE and network need, got {height} x "
+                f"{width} pixels (height x width). The nearest is {nearest[0]} x {nearest[1]}."
             )
 
 
@@ -233,14 +240,22 @@ def _fill(original: Size, size: Size) -> Size:
     return max(size[0], round(original[0] * scale)), max(size[1], round(original[1] * scale))
 
 
+def _offset(scaled: Size, size: Size, places: tuple[float, float] | None) -> Offset:
+    """(top, left) of a crop of `size`: at the relative places in [0, 1), or (None) in the centre."""
+    rooms = scaled[0] - size[0], scaled[1] - size[1]
+    if places is None:
+        return rooms[0] // 2, rooms[1] // 2
+    return int(places[0] * (rooms[0] + 1)), int(places[1] * (rooms[1] + 1))
+
+
 def _fit(original: Size, size: Size) -> Size:
     """The largest size of the same aspect ratio inside `size`."""
     scale = min(t / o for o, t in zip(original, size, strict=True))
     return min(size[0], max(1, round(original[0] * scale))), min(size[1], max(1, round(original[1] * scale)))
 
 
-def _cropped(image: Image.Image, frame: Frame) -> Image.Image:
-    top, left = frame.offset
+def _cropped(image: Image.Image, frame: Frame, which: int) -> Image.Image:
+    top, left = frame.offsets[which]
     return image.crop((left, top, left + frame.size[1], top + frame.size[0]))
 
 

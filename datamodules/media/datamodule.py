@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from pl_prefopt.datamodules.base import PreferenceDataModule, RandomAccessRows
@@ -156,6 +156,8 @@ class MediaPreferenceDataModule(PreferenceDataModule):
         for name in names:
             if not (name == "train" and self.splits.generated):
                 rank_zero_info("%s", self.describe(name))
+                if unused := self.datasets[name].unused:
+                    rank_zero_info("%s: columns that are not used: %s", name, ", ".join(map(repr, unused)))
 
     def conditions(self, split: str = "train") -> list[str]:
         """Return the distinct captions of a split, in order; those of the given files, also after `replace_train`."""
@@ -192,12 +194,20 @@ class MediaPreferenceDataModule(PreferenceDataModule):
         strategy.barrier(f"{self.kind.item} cache opened")
         captions = [caption for rows in splits for caption in rows.captions]
         progress, batch = share.rank == 0, self.encode_batch_size
+        self._count_cut_captions(encoder, captions)
         cache.fill_texts(["", *captions], encoder, share, batch, progress=progress)
         cache.fill_latents(splits, encoder, share, batch, progress=progress)
         strategy.barrier(f"{self.kind.item} cache filled")
         cache.refresh()
         for rows in splits:
             rows.cache = cache
+
+    @rank_zero_only
+    def _count_cut_captions(self, encoder: MediaEncoder, captions: Sequence[str]) -> None:
+        """Warn of captions of which the text encoders read only the beginning, where the encoder can tell."""
+        cut = getattr(encoder, "cut_captions", lambda _: 0)(list(dict.fromkeys(captions)))
+        if cut:
+            rank_zero_warn(f"{cut} captions are longer than the text encoders read; only their beginning counts")
 
     def _encoded_folder(self, settings: dict[str, Any]) -> Path:
         folder = self._folder("encoded")

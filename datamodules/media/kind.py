@@ -45,6 +45,8 @@ class MediaKind(Generic[Media]):
         decode: (bytes of a file, name of the column) -> content; raises `BadRow`. Must be picklable.
         settings: plain values on which the result of `decode` depends.
         aliases: our column name -> other names that files use for it.
+        content: media -> the decoded values as bytes, to notice two files that differ only in their encoding; None
+            compares files by their bytes alone.
     """
 
     item: str
@@ -52,6 +54,7 @@ class MediaKind(Generic[Media]):
     decode: Callable[[bytes, str], Decoded[Media]]
     settings: object = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    content: Callable[[Media], bytes] | None = None
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -102,8 +105,8 @@ class Transform(Protocol):
         """Return the tensor of file `which` (0 or 1) of a pair."""
         ...
 
-    def bucket(self, size: Size) -> int:
-        """Return the number of the bucket of a pair whose first file has this size; a batch holds one bucket."""
+    def bucket(self, sizes: Sizes) -> int:
+        """Return the number of the bucket of a pair; a batch holds one bucket."""
         ...
 
     def without_randomness(self) -> Transform:

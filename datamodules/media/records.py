@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from pl_prefopt.datamodules.files.columns import Numbers, parsed, read_numbers, renamed
+from pl_prefopt.datamodules.files.columns import Numbers, parsed, read_numbers, refuse_reversed, renamed
 from pl_prefopt.datamodules.files.open import open_source
 from pl_prefopt.datamodules.files.readers import Row, Source
 from pl_prefopt.datamodules.media.kind import MediaKind
 from pl_prefopt.utilities.digests import json_digest
-from pl_prefopt.utilities.rows import DROP_HINT, BadRow, abbreviate, inside, missing_column, number, resolved
+from pl_prefopt.utilities.rows import (
+    DROP_HINT,
+    BadRow,
+    abbreviate,
+    encodable,
+    inside,
+    is_visible,
+    missing_column,
+    number,
+    resolved,
+)
 
 TIE = 0.5
 
@@ -44,11 +56,20 @@ class MediaFile:
             return self.data
         assert self.path is not None
         try:
-            return self.path.read_bytes()
+            return read_regular(self.path)
         except OSError as error:
-            found = f"no readable file {self.path.name!r} ({error.strerror})"
+            found = f"no readable file {abbreviate(self.path.name)} ({error.strerror})"
             hint = f"Paths begin at the data file's folder, or at {self.item}_folder."
             raise BadRow(f"missing_{self.item}", self.field, found, f"an existing file ({self.item})", hint) from None
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file; a pipe or device, which might never end, is an OSError."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe is opened without a writer
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(0, "no regular file")
+        return file.read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +89,7 @@ class Record:
     files: list[MediaFile]
     preferences: list[Preference]
     numbers: Numbers = field(default_factory=dict)
+    unused: set[str] = field(default_factory=set)
 
     def numbers_of(self, preference: Preference) -> Numbers:
         """Return the data columns of one pair: numbers of the row, and [first, second] of those per file."""
@@ -165,7 +187,7 @@ def media_file(cell: object, column: str, item: str, root: Path, boundary: Path 
         return MediaFile(column, item, path=inside(outer, str(resolved(root).relative_to(outer) / cell)))
     except BadRow as error:
         hint = f"Set {item}_folder if the files lie elsewhere."
-        raise BadRow(error.reason, column, repr(cell), error.accepted, hint) from None
+        raise BadRow(error.reason, column, error.found, error.accepted, hint) from None
 
 
 def parse_record(raw: Row, kind: MediaKind[Any], find: FindFile, columns: Mapping[str, str] | None = None) -> Record:
@@ -188,13 +210,17 @@ def parse_record(raw: Row, kind: MediaKind[Any], find: FindFile, columns: Mappin
     caption = row.get("caption")
     if caption is None:
         raise missing_column("caption", present, "Name it with columns: {caption: ...}.", reason="missing_caption")
-    if not isinstance(caption, str) or not caption.strip():
+    if not isinstance(caption, str) or not is_visible(caption):
         accepted = "text with at least one visible character"
         raise BadRow("missing_caption", "caption", abbreviate(caption), accepted, DROP_HINT)
+    encodable("caption", caption)
+    if read is not _read_ranked:
+        refuse_reversed(row)
     files, preferences = read({name: row[name] for name in present}, kind, find)
     # in a list, `ranks` says which file is better; elsewhere it is a data column
     numbers = read_numbers(row, len(files), kind.item, skip=("ranks",) if read is _read_ranked else ())
-    return Record(caption, _distinct(files, kind.item), preferences, numbers)
+    names = {*kind.columns, *(name for theirs in kind.aliases.values() for name in theirs), *(columns or {}).values()}
+    return Record(caption, _distinct(files, kind.item), preferences, numbers, set(raw) - names)
 
 
 def _read_chosen(row: Row, kind: MediaKind[Any], find: FindFile) -> tuple[list[MediaFile], list[Preference]]:
@@ -223,6 +249,8 @@ def _read_ranked(row: Row, kind: MediaKind[Any], find: FindFile) -> tuple[list[M
     if not isinstance(cells, list) or len(cells) < 2:
         raise BadRow("bad_type", kind.several, abbreviate(cells), f"a list of at least two {kind.several}")
     key = "ranks" if "ranks" in row else "scores"
+    if "ranks" in row and "scores" in row:
+        _refuse_conflict(parsed(row["ranks"]), parsed(row["scores"]))
     if key not in row:
         hint = "Name it with columns: {ranks: ...} (lower is better) or {scores: ...}."
         raise missing_column("ranks", row, hint)
@@ -233,6 +261,17 @@ def _read_ranked(row: Row, kind: MediaKind[Any], find: FindFile) -> tuple[list[M
     merits = [sign * number(f"{key}[{i}]", value) for i, value in enumerate(values)]
     files = [find(cell, f"{kind.several}[{i}]") for i, cell in enumerate(cells)]
     return files, [_preference(i, j, merits) for i, j in combinations(range(len(cells)), 2)]
+
+
+def _refuse_conflict(ranks: object, scores: object) -> None:
+    """Refuse ranks (lower is better) and scores (higher is better) that order two files differently."""
+    if not isinstance(ranks, list) or not isinstance(scores, list) or len(ranks) != len(scores):
+        raise BadRow("bad_length", "scores", abbreviate(scores), "a list as long as 'ranks', or absent")
+    pairs = enumerate(zip(ranks, scores, strict=True))
+    values = [(number(f"ranks[{i}]", rank), number(f"scores[{i}]", score)) for i, (rank, score) in pairs]
+    if any((a[0] - b[0]) * (a[1] - b[1]) > 0 for a, b in combinations(values, 2)):
+        found = f"{abbreviate(scores)} beside 'ranks' {abbreviate(ranks)}"
+        raise BadRow("conflict", "scores", found, "in agreement with 'ranks'", "Leave the column out that is wrong.")
 
 
 def _preference(i: int, j: int, merits: list[float]) -> Preference:

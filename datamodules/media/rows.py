@@ -70,6 +70,7 @@ class MediaPairs(Dataset[dict[str, Any]]):
             select = np.flatnonzero(~tied) if ties == "drop" else np.arange(len(labels))
         self.selected = select
         self.counts = {**scanned["counts"], f"ties/{TIES[ties]}": int(tied.sum()), "pairs": len(select)}
+        self.unused = scanned["unused"]
         self.cache: Cache | None = None
         self.epoch = 0
 
@@ -155,7 +156,7 @@ class MediaPairs(Dataset[dict[str, Any]]):
     @property
     def buckets(self) -> np.ndarray:
         """(N,) number of the bucket of each pair."""
-        return np.array([self.transform.bucket(self.sizes(i)[0]) for i in range(len(self))])
+        return np.array([self.transform.bucket(self.sizes(i)) for i in range(len(self))])
 
     def digest(self) -> str:
         """Return the SHA-256 of files, captions, labels and transform, in order: of what the model sees."""

@@ -19,7 +19,7 @@ from pl_prefopt.utilities.digests import json_digest
 from pl_prefopt.utilities.files import track, write_json
 from pl_prefopt.utilities.rows import DROP_HINT, BadRow
 
-FORMAT = 2
+FORMAT = 3
 """Version of the stored result; files of another version are scanned anew."""
 ROWS_AT_ONCE = 64
 COLUMNS = ("row", "first", "second", "label", "caption", "digest_0", "digest_1", "size_0", "size_1")
@@ -34,15 +34,18 @@ class Scanned(TypedDict):
     numbers: dict[str, list[Any]]
     """Data columns, one value per pair."""
     counts: dict[str, int]
+    unused: list[str]
+    """Columns of the file that nothing has read."""
     files: dict[str, list[int]]
     """Path -> size and time of the file, to notice changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """Key of the bytes, size and conversions of a file."""
+    """Keys of the bytes and of the decoded content, size and conversions of a file."""
 
     digest: str
+    content: str
     size: Size
     changed: list[str]
 
@@ -74,6 +77,7 @@ class _Scan:
         self.columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
         self.numbers: dict[str, list[Any]] = {}
         self.files: dict[str, list[int]] = {}
+        self.unused: set[str] = set()
         self.same_columns = SameColumns()
 
     def run(self, total: int, progress: bool) -> Scanned:
@@ -92,7 +96,14 @@ class _Scan:
             raise ValueError(
                 f"{self.source.source.name}: at least one row must be left, got none; counted: {dict(self.counts)}"
             )
-        return {"columns": self.columns, "numbers": self.numbers, "counts": dict(self.counts), "files": self.files}
+        self.same_columns.check_weights(self.source.source.name)
+        return {
+            "columns": self.columns,
+            "numbers": self.numbers,
+            "counts": dict(self.counts),
+            "unused": sorted(self.unused),
+            "files": self.files,
+        }
 
     def _records(self, rows: range) -> Iterator[Record | BadRow]:
         for row in rows:
@@ -122,6 +133,8 @@ class _Scan:
 
     def _add(self, row: int, record: Record, files: list[Inspected]) -> None:
         refuse_same([file.digest for file in files], record)
+        refuse_same([file.content for file in files], record, "the same content as another, in another encoding")
+        self.unused |= record.unused
         self.same_columns(record.numbers)
         for file in files:
             self.counts.update(f"changed/{kind}" for kind in file.changed)
@@ -141,14 +154,14 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def refuse_same(digests: list[str], record: Record) -> None:
-    """Raise `BadRow` where two files of a row have the same bytes."""
+def refuse_same(digests: list[str], record: Record, words: str = "the same bytes as another") -> None:
+    """Raise `BadRow` where two files of a row have the same key."""
     if len(set(digests)) < len(digests):
         file = record.files[1]
         raise BadRow(
             "identical",
             file.field,
-            "the same bytes as another",
+            words,
             f"different from the other {file.item} files",
             DROP_HINT,
         )
@@ -162,7 +175,9 @@ def inspect(file: MediaFile, kind: MediaKind[Any]) -> Inspected:
     """
     data = file.read()
     decoded = kind.decode(data, file.field)
-    return Inspected(digest_of(data), decoded.size, list(decoded.changed))
+    digest = digest_of(data)
+    content = digest if kind.content is None else digest_of(repr(decoded.size).encode() + kind.content(decoded.media))
+    return Inspected(digest, content, decoded.size, list(decoded.changed))
 
 
 def _file_stamp(name: str) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pl_prefopt.datamodules.files.columns import SameColumns
 from pl_prefopt.datamodules.files.readers import Row, Source
-from pl_prefopt.datamodules.text.formats import Example, Text, parse
+from pl_prefopt.datamodules.text.formats import Example, Text, parse, unused_columns
 from pl_prefopt.datamodules.text.rows import TokenizedRow, TokenizedRows, write_rows
 from pl_prefopt.datamodules.text.tokenize import Encoded, Encoder
 from pl_prefopt.datamodules.text.truncate import Dropped, Truncation
@@ -23,7 +23,7 @@ ROWS_PER_CALL = 512
 """Rows that are handed to the tokenizer together."""
 FATAL = frozenset({"no_chat_template"})
 """Reasons that stop even where bad rows are dropped, since they would drop every row."""
-FORMAT = 2
+FORMAT = 3
 """Version of the stored rows; rows of another version are tokenised anew."""
 
 
@@ -38,6 +38,8 @@ class TokenizeSettings:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     on_bad_row: str = "error"
     limit: int | None = None
+    special_tokens: str = "escape"
+    reversed_scores: str = "error"
 
     def encoder(self, tokenizer: Tokenizer) -> Encoder:
         """Return what tokenises under these settings."""
@@ -46,6 +48,7 @@ class TokenizeSettings:
             eos=self.eos,
             allow_empty_prompt=self.allow_empty_prompt,
             chat_template_kwargs=self.chat_template_kwargs,
+            special_tokens=self.special_tokens,
         )
 
 
@@ -75,8 +78,10 @@ def tokenize(folder: Path, source: Source, tokenizer: Tokenizer, settings: Token
     starts = range(0, total, ROWS_PER_CALL)
     title = f"tokenising {Path(source.name).name}"
 
+    same_columns = SameColumns()
+
     def rows() -> Iterator[TokenizedRow]:
-        raws, same_columns = iter(source), SameColumns()
+        raws = iter(source)
         for start in track(starts, title, size=lambda at: min(ROWS_PER_CALL, total - at), hidden=not progress):
             chunk = [(at, next(raws)) for at in range(start, min(start + ROWS_PER_CALL, total))]
             for at, ids, example in pipeline(chunk):
@@ -88,19 +93,24 @@ def tokenize(folder: Path, source: Source, tokenizer: Tokenizer, settings: Token
                     pipeline.counts["kept"] += 1
                     yield TokenizedRow(ids, example.numbers, at)
 
-    if not write_rows(folder, rows(), pipeline.counts):
+    if not write_rows(folder, rows(), pipeline.counts, pipeline.unused):
         raise ValueError(
             f"{source.name}: at least one row must be left, got none; counted: {dict(pipeline.counts)}. Look at "
             "truncation and on_bad_row."
         )
+    same_columns.check_weights(source.name)
 
 
 class RowPipeline:
-    """Parse, tokenise and truncate rows; count what is dropped ("dropped/<reason>") or changed ("changed/<what>")."""
+    """Parse, tokenise and truncate rows; count what is dropped ("dropped/<reason>") or changed ("changed/<what>").
+
+    `unused` are the columns that nothing has read.
+    """
 
     def __init__(self, source: Source, tokenizer: Tokenizer, settings: TokenizeSettings) -> None:
         self.source, self.settings, self.bos = source, settings, tokenizer.bos_token_id
         self.counts: Counter[str] = Counter()
+        self.unused: set[str] = set()
         self.encoder = settings.encoder(tokenizer)
 
     def __call__(self, raws: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, Encoded, Example]]:
@@ -110,6 +120,7 @@ class RowPipeline:
             try:
                 examples.append(self._parse(raw))
                 numbers.append(number)
+                self.unused |= unused_columns(raw, self.settings.columns, examples[-1])
             except BadRow as error:
                 self.refuse(error, number)
         for number, example, row in zip(numbers, examples, self.encoder(examples), strict=True):
@@ -122,17 +133,24 @@ class RowPipeline:
             except Dropped as reason:
                 self.counts[f"dropped/{reason}"] += 1
             else:
-                self.counts.update(f"changed/{event}" for event in row.events)
+                self.counts.update(f"changed/{event}" for event in row.events | example.events)
                 yield number, row, example
 
     def refuse(self, error: BadRow, number: int) -> None:
         """Count a bad row, or raise for it."""
-        if self.settings.on_bad_row == "error" or error.reason in FATAL:
+        dropped = self.settings.on_bad_row, error.reason == "reversed_scores" and self.settings.reversed_scores
+        if "drop" not in dropped or error.reason in FATAL:
             raise error.at(self.source.where(number)) from None
         self.counts[f"dropped/{error.reason}"] += 1
 
     def _parse(self, raw: Row) -> Example:
-        return parse(raw, self.settings.columns, allow_empty_prompt=self.settings.allow_empty_prompt)
+        settings = self.settings
+        return parse(
+            raw,
+            settings.columns,
+            allow_empty_prompt=settings.allow_empty_prompt,
+            keep_reversed=settings.reversed_scores == "keep",
+        )
 
 
 @dataclass
@@ -157,7 +175,7 @@ def example_texts(source: Source, columns: dict[str, str]) -> Iterator[str]:
     """Yield the texts of all rows that can be parsed, for training a tokenizer."""
     for raw in source:
         try:
-            example = parse(raw, columns, allow_empty_prompt=True)
+            example = parse(raw, columns, allow_empty_prompt=True, keep_reversed=True)
         except BadRow:
             continue
         if isinstance(example.prompt, str):

@@ -11,15 +11,19 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from pl_prefopt.datamodules.base import PreferenceDataModule, settings_of
+from pl_prefopt.datamodules.files.readers import Source
 from pl_prefopt.datamodules.files.splits import Files, Splits, split_indices
 from pl_prefopt.datamodules.loading.loader import PlannedLoader
 from pl_prefopt.datamodules.loading.stream import Blocks, StreamLoader
 from pl_prefopt.datamodules.text.build import StreamEncoder, TokenizeSettings, example_texts, tokenized
 from pl_prefopt.datamodules.text.collate import Collator
-from pl_prefopt.datamodules.text.formats import TEXT_COLUMNS, Example, as_text, parse
+from pl_prefopt.datamodules.text.formats import TEXT_COLUMNS, Example, as_text, parse, unused_columns
+from pl_prefopt.datamodules.text.inspect import inspect_rows
+from pl_prefopt.datamodules.text.literals import POLICIES
 from pl_prefopt.datamodules.text.prompts import PromptBook
 from pl_prefopt.datamodules.text.rows import TokenizedRows
-from pl_prefopt.datamodules.text.stats import describe, statistics
+from pl_prefopt.datamodules.text.stats import describe, notes, statistics
+from pl_prefopt.datamodules.text.tokenize import Encoded
 from pl_prefopt.datamodules.text.truncate import MOVED, Truncation
 from pl_prefopt.datamodules.tokenizers import (
     PretrainedTokenizer,
@@ -28,9 +32,10 @@ from pl_prefopt.datamodules.tokenizers import (
     TrainedTokenizer,
     check_tokenizer,
 )
-from pl_prefopt.utilities.checks import integer
+from pl_prefopt.utilities.checks import choice, integer
 from pl_prefopt.utilities.deprecation import moved_arguments
 from pl_prefopt.utilities.files import write_jsonl
+from pl_prefopt.utilities.rows import BadRow
 
 
 class TextPreferenceDataModule(PreferenceDataModule):
@@ -64,6 +69,11 @@ class TextPreferenceDataModule(PreferenceDataModule):
         shuffle_buffer: rows of a block that are shuffled together when streaming.
         cache_dir: folder of tokenised rows and trained tokenizers; None: $PL_PREFOPT_CACHE or the user's cache folder.
         shuffle: False keeps the order of the file in every epoch.
+        special_tokens: what becomes of special tokens that stand literally in data, such as "<eos>" inside an answer:
+            "escape" tokenises them as text and counts the rows, "allow" makes them special tokens (for data that were
+            written with the tokenizer's markers), "error" refuses the row.
+        reversed_scores: pairs whose own columns (`score_chosen` < `score_rejected`) say that the rejected completion is
+            better: "error" stops, "drop" leaves them out, "keep" trains them as labelled; the last two are counted.
 
     Raises:
         ValueError: an argument is out of range, or (in `setup`) a file or row cannot be used.
@@ -96,6 +106,8 @@ class TextPreferenceDataModule(PreferenceDataModule):
         shuffle_buffer: int = 4096,
         cache_dir: str | None = None,
         shuffle: bool = True,
+        special_tokens: str = "escape",
+        reversed_scores: str = "error",
     ) -> None:
         arguments = dict(locals())
         super().__init__(
@@ -113,6 +125,8 @@ class TextPreferenceDataModule(PreferenceDataModule):
         )
         self.save_arguments(arguments)
         integer("shuffle_buffer", shuffle_buffer)
+        choice("special_tokens", special_tokens, POLICIES)
+        choice("reversed_scores", reversed_scores, ("error", "drop", "keep"))
         if streaming and (self.splits.fraction is not None or self.splits.sources):
             raise ValueError(
                 f"train and val must be files without named sources or fraction with streaming, got train={train!r} "
@@ -128,6 +142,8 @@ class TextPreferenceDataModule(PreferenceDataModule):
             self.columns,
             chat_template_kwargs or {},
             on_bad_row,
+            special_tokens=special_tokens,
+            reversed_scores=reversed_scores,
         )
         self._books: dict[str, PromptBook] = {}
         self._tokenizer: Tokenizer | None = None
@@ -156,6 +172,8 @@ class TextPreferenceDataModule(PreferenceDataModule):
     def _log_statistics(self, names: Sequence[str]) -> None:
         for name in names:
             rank_zero_info("%s", describe(name, self.stats(name)))
+            for note in notes(self.datasets[name].counts, self.datasets[name].unused):
+                rank_zero_info("%s: %s", name, note)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -207,6 +225,31 @@ class TextPreferenceDataModule(PreferenceDataModule):
             self._book("train")  # prompts and truths stay those of the present file, which is open only now
         super().replace_train(files)
 
+    def inspect(self, split: str = "train", count: int = 3) -> str:
+        """Return the first rows of a split as the model sees them: tokens, borders, what was cut, numbers.
+
+        Args:
+            split: name of a data set, for example "train" or "val/film".
+            count: number of rows, >= 1.
+
+        Raises:
+            ValueError: no such data set, or it is streamed.
+        """
+        return inspect_rows(self, split, count)
+
+    def encoded(self, split: str, index: int) -> Encoded:
+        """Return row `index` of a split as token ids before truncation."""
+        row = self._settings_of(split).encoder(self.tokenizer)([self._parser(split)(index)])[0]
+        if isinstance(row, BadRow):
+            raise row.at(self.where(split, index))
+        return row
+
+    def where(self, split: str, index: int) -> str:
+        """Return file and row behind row `index` of a split."""
+        generated = split == "train" and self.splits.generated
+        source = self.source(split) if generated else self.given_source(split)
+        return source.where(self.datasets[split].source_row(index))
+
     def stats(self, split: str) -> dict[str, Any]:
         """Return counts, token lengths, duplicates and contradictions of a split."""
         return statistics(self.datasets[split])
@@ -221,6 +264,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
             return super().make_train_loader()
         assert self.collate is not None, "setup must set collate"
         source, settings = self.source("train"), self._settings_of("train")
+        self._log_unused(source, settings)
         encode = StreamEncoder(source, self.tokenizer, settings)
         return StreamLoader(
             Blocks(source, encode, self.shuffle_buffer, self.seed, settings.limit, self.share()),
@@ -230,6 +274,17 @@ class TextPreferenceDataModule(PreferenceDataModule):
             num_workers=self.num_workers,
             delivered=self._delivered if self.trainer is not None else None,
         )
+
+    def _log_unused(self, source: Source, settings: TokenizeSettings) -> None:
+        """Log the columns of a stream that nothing reads, judged by its first row."""
+        try:
+            raw = next(iter(source.iterate(0)), {})
+            example = parse(raw, settings.columns, allow_empty_prompt=True, keep_reversed=True)
+            unused = unused_columns(raw, settings.columns, example)
+        except BadRow:
+            return
+        for note in notes({}, sorted(unused)):
+            rank_zero_info("train: %s", note)
 
     def _delivered(self) -> int:
         """Batches of the epoch that the training loop has taken; it reads one ahead where the length is unknown."""
@@ -246,7 +301,7 @@ class TextPreferenceDataModule(PreferenceDataModule):
         generated = split == "train" and self.splits.generated
         source = self.source(split) if generated else self.given_source(split)
         rows, columns = self.datasets[split], {} if generated else self.columns
-        return lambda index: parse(source[rows.source_row(index)], columns, allow_empty_prompt=True)
+        return lambda index: parse(source[rows.source_row(index)], columns, allow_empty_prompt=True, keep_reversed=True)
 
     def _book(self, split: str) -> PromptBook:
         if self.streams(split):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -36,15 +36,19 @@ class TokenizedRow(NamedTuple):
 class _Meta(TypedDict):
     ragged: bool
     counts: dict[str, int]
+    unused: list[str]
 
 
-def write_rows(folder: Path, rows: Iterable[TokenizedRow], counts: Mapping[str, int]) -> int:
+def write_rows(
+    folder: Path, rows: Iterable[TokenizedRow], counts: Mapping[str, int], unused: Collection[str] = ()
+) -> int:
     """Write a folder that `TokenizedRows` reads; return the number of rows.
 
     Args:
         folder: an existing folder.
         rows: the rows, all with the same numeric columns.
         counts: what happened to the rows of the file; read after the last row was taken from `rows`.
+        unused: columns of the file that nothing has read; read as late as `counts`.
     """
     written, sizes = 0, set[int]()
     writer: pa.ipc.RecordBatchFileWriter | None = None
@@ -62,7 +66,7 @@ def write_rows(folder: Path, rows: Iterable[TokenizedRow], counts: Mapping[str, 
         sizes |= {len(row.ids.completions) for row in part}
     if writer is not None:
         writer.close()
-    meta: _Meta = {"ragged": len(sizes) > 1, "counts": dict(counts)}
+    meta: _Meta = {"ragged": len(sizes) > 1, "counts": dict(counts), "unused": sorted(unused)}
     (folder / META).write_text(json.dumps(meta))
     return written
 
@@ -150,6 +154,11 @@ class TokenizedRows(Dataset[dict[str, Any]]):
     def counts(self) -> dict[str, int]:
         """What happened while the file was tokenised: rows read, kept, dropped (by reason), changed (by what)."""
         return dict(self.meta["counts"])
+
+    @property
+    def unused(self) -> list[str]:
+        """Columns of the file that nothing has read."""
+        return self.meta["unused"]
 
     @property
     def prompt_lengths(self) -> np.ndarray:

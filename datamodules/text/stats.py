@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from pl_prefopt.datamodules.text.rows import TokenizedRows
 
+ALIAS = "changed/prompt_from_"
+"""Beginning of the counts of rows whose prompt is a column of another name."""
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
@@ -77,3 +80,25 @@ def _remarks(stats: dict[str, Any]) -> list[str]:
         f"{k.replace('_', ' ')} {v:.2f}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
         for k, v in flat.items()
     ]
+
+
+def notes(counts: Mapping[str, int], unused: Collection[str]) -> list[str]:
+    """Return sentences about what a reader of the log should not miss."""
+    sentences = []
+    if unused:
+        sentences.append(f"columns that are not used: {', '.join(map(repr, unused))}")
+    for name, count in counts.items():
+        if name.startswith(ALIAS):
+            sentences.append(f"the prompt of {count} rows is their column {name.removeprefix(ALIAS)!r}")
+    if systems := counts.get("changed/system_before_prompt"):
+        sentences.append(f"the column 'system' of {systems} rows begins their prompt, before a blank line")
+    if ties := counts.get("changed/tied_list"):
+        sentences.append(
+            f"all completions of {ties} lists are equally good; objectives of pairs take the first for better"
+        )
+    if escaped := counts.get("changed/special_tokens_escaped"):
+        sentences.append(
+            f"{escaped} rows hold special tokens of the tokenizer as text, and were tokenised as text; set "
+            "special_tokens: allow if they were written for this tokenizer"
+        )
+    return sentences

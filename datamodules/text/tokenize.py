@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
 from pl_prefopt.datamodules.text.formats import Example, Message
+from pl_prefopt.datamodules.text.literals import BREAK, Ids, LiteralTokens
 from pl_prefopt.utilities.checks import choice
 from pl_prefopt.utilities.rows import BadRow, abbreviate
 
-Ids = list[int]
 EOS_POLICIES = ("append", "keep")
 
 
@@ -36,6 +37,7 @@ class Encoder:
             whitespace that the template puts behind it is removed. "keep": ids as the text has them.
         allow_empty_prompt: an empty prompt becomes BOS.
         chat_template_kwargs: arguments for the chat template, below those of the row.
+        special_tokens: what becomes of special tokens that stand literally in data, see `LiteralTokens`.
     """
 
     def __init__(
@@ -45,20 +47,24 @@ class Encoder:
         eos: str = "append",
         allow_empty_prompt: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
+        special_tokens: str = "escape",
     ) -> None:
         choice("eos", eos, EOS_POLICIES)
+        self.literals = LiteralTokens(tokenizer, special_tokens)
         self.tokenizer, self.eos, self.allow_empty_prompt = tokenizer, eos, allow_empty_prompt
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.specials = set(tokenizer.all_special_ids) | {
             i for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items() if getattr(t, "special", False)
         }
+        arguments = inspect.signature(tokenizer.apply_chat_template).parameters
+        self._reserved = {*arguments, *tokenizer.special_tokens_map, "messages", "conversation", "chat_template"}
         bare, full = self._ids(["a"])[0], tokenizer("a")["input_ids"]
         self.adds_bos = len(full) > len(bare) and full[0] == tokenizer.bos_token_id
 
     def __call__(self, examples: list[Example]) -> list[Encoded | BadRow]:
         """Tokenise; a row that cannot be used comes back as the error that says why."""
         texts = [self._texts(e) for e in examples]
-        usable = [(i, t) for i, t in enumerate(texts) if not isinstance(t, BadRow)]
+        usable = [(i, t) for i, t in enumerate(texts) if not isinstance(t, BadRow) and not _has_literals(t)]
         prompts = iter(self._ids([t[0] for _, t in usable if t[0] is not None]))
         fulls = iter(self._ids([text for _, t in usable for text in t[1]]))
         rows: list[Encoded | BadRow] = [t if isinstance(t, BadRow) else Encoded([], []) for t in texts]
@@ -69,13 +75,26 @@ class Encoder:
                 rows[i] = self._row(examples[i], prompt, full, ids, joint)
             except BadRow as error:
                 rows[i] = error
+        for i, text in enumerate(texts):
+            if not isinstance(text, BadRow) and _has_literals(text):
+                rows[i] = self._with_literals(examples[i], *text)
         return rows
 
     def prompt_ids(self, text: str) -> Ids:
         """Return the ids of a prompt of plain text, BOS included where the tokenizer adds one."""
-        row = Encoded(self._ids([text])[0], [])
+        row = Encoded(self._ids([text if self.literals.policy == "allow" else self.literals.prompt(text)])[0], [])
         self._begin(row, Example(text, [""]))
         return row.prompt
+
+    def _with_literals(self, example: Example, prompt: str | None, full: list[str]) -> Encoded | BadRow:
+        """Tokenise a row that holds special tokens as text."""
+        try:
+            ids = None if prompt is None else self._ids([prompt])[0]
+            row = self._row(example, prompt, full, ids, self._ids(full))
+        except BadRow as error:
+            return error
+        row.events.add("special_tokens_escaped")
+        return row
 
     def _row(self, example: Example, prompt: str | None, full: list[str], ids: Ids | None, joint: list[Ids]) -> Encoded:
         if ids is None or prompt is None:
@@ -97,12 +116,13 @@ class Encoder:
         return row
 
     def _texts(self, example: Example) -> tuple[str | None, list[str]] | BadRow:
-        if not example.conversational:
+        try:
+            example = self.literals.escape(example)
+            if example.conversational:
+                return self._rendered(example)
             completions = [c for c in example.completions if isinstance(c, str)]
             assert example.prompt is None or isinstance(example.prompt, str)
             return example.prompt, [(example.prompt or "") + c for c in completions]
-        try:
-            return self._rendered(example)
         except BadRow as error:
             return error
 
@@ -134,6 +154,15 @@ class Encoder:
                 "plain text",
                 "Set chat_template: <a jinja text or the path of one> for conversations.",
             )
+        reserved = example.template_kwargs.keys() & self._reserved
+        if reserved:
+            raise BadRow(
+                "template_argument",
+                f"chat_template_kwargs.{min(reserved)}",
+                "an argument that decides how the template is applied",
+                "a variable of the chat template's own, for example enable_thinking",
+                "Give such arguments to the datamodule: chat_template, chat_template_kwargs.",
+            )
         kwargs = self.chat_template_kwargs | example.template_kwargs | options
         try:
             return self.tokenizer.apply_chat_template(turns, tools=example.tools, tokenize=False, **kwargs)
@@ -146,6 +175,8 @@ class Encoder:
             ) from None
 
     def _ids(self, texts: list[str]) -> list[Ids]:
+        if any(BREAK in text for text in texts):
+            return [self.literals.ids(text) if BREAK in text else self._ids([text])[0] for text in texts]
         return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
     def _behind(self, row: Encoded, joint: Ids, completion: str) -> Ids:
@@ -196,6 +227,11 @@ class Encoder:
         while stop and ids[stop - 1] not in self.specials and not self.tokenizer.decode([ids[stop - 1]]).strip():
             stop -= 1
         return stop if stop > 1 and ids[stop - 1] in self.specials else 0
+
+
+def _has_literals(texts: tuple[str | None, list[str]]) -> bool:
+    prompt, full = texts
+    return any(BREAK in text for text in (prompt or "", *full))
 
 
 def _name(index: int, count: int) -> str:

@@ -104,6 +104,18 @@ class PipelineConditioner:
         pooled = next((v for v in rest if v is not None and v.dim() == 2 and len(v) == len(captions)), None)
         return {"prompt_embeds": embeds} if pooled is None else {"prompt_embeds": embeds, "pooled": pooled}
 
+    def cut_captions(self, captions: Sequence[str]) -> int:
+        """Number of captions that are longer than the longest that a text encoder reads."""
+        named = [getattr(self.pipe, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
+        tokenizers = [tokenizer for tokenizer in named if tokenizer is not None]
+        if not tokenizers:
+            return 0
+        limits = [tokenizer.model_max_length for tokenizer in tokenizers[:-1]]
+        limits.append(self._sequence_length() or tokenizers[-1].model_max_length)
+        limit = max(limits)
+        lengths = map(len, tokenizers[limits.index(limit)](list(captions), verbose=False)["input_ids"])
+        return sum(length > limit for length in lengths)
+
     def _sequence_length(self) -> int | None:
         """Tokens of the T5 encoder: the pipeline's default, or less where the tokenizer allows less."""
         last = getattr(self.pipe, f"tokenizer_{self.source.kind.prompts}", None)

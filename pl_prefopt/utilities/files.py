@@ -64,6 +64,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, durable: bool =
     temporary = path.with_name(temporary_name(path.name))
     try:
         write(temporary)
+        os.chmod(temporary, 0o666 & ~current_umask())  # safetensors makes files that only their owner may read
         if durable:
             synchronize(temporary)
         os.replace(temporary, path)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 from pl_prefopt.utilities.suggestions import did_you_mean
 
+FLOAT32_MAX = 3.4028234663852886e38
+"""Greatest finite float32, the type in which batches hold numbers."""
+BLANKS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and symbols that are drawn as nothing: Hangul fillers, the empty Braille cell."""
+INVISIBLE = frozenset(("Cc", "Cf", "Cn", "Cs", "Zs", "Zl", "Zp", "Mn", "Me"))
+"""Unicode categories without ink of their own: control, format, unassigned, whitespace, combining marks."""
 DROP_HINT = "Repair the row, or set on_bad_row: drop to leave such rows out and count them."
 
 
@@ -52,7 +59,10 @@ def missing_column(
 
 def abbreviate(value: object, limit: int = 60) -> str:
     """Return `repr(value)`, shortened in the middle to at most `limit` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than some thousand digits
+        text = f"a {type(value).__name__} of very many digits"
     return text if len(text) <= limit else f"{text[: limit - 12]}...{text[-9:]}"
 
 
@@ -67,23 +77,51 @@ def number(field: str, value: object, *, low: float = -math.inf, high: float = m
         accepted = f"a finite number >= {low:g}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BadRow("bad_number", field, abbreviate(value), accepted)
-    if not math.isfinite(value) or not low <= value <= high:
-        raise BadRow("bad_number", field, repr(value), accepted, "Repair or remove the row.")
+    if not abs(value) < math.inf or not low <= value <= high:  # integers may exceed what isfinite can take
+        raise BadRow("bad_number", field, abbreviate(value), accepted, "Repair or remove the row.")
+    if abs(value) > FLOAT32_MAX:
+        accepted = f"a number of at most {FLOAT32_MAX:.2g} (float32)"
+        raise BadRow("bad_number", field, abbreviate(value), accepted, "Repair or remove the row.")
     return float(value)
+
+
+def is_visible(text: str) -> bool:
+    """Whether a text has a character that is neither whitespace nor control, zero-width or other invisible one."""
+    return any(c not in BLANKS and unicodedata.category(c) not in INVISIBLE for c in text)
+
+
+def encodable(field: str, text: str) -> str:
+    """Return the text.
+
+    Raises:
+        BadRow: it holds one half of a surrogate pair, which no UTF-8 text and so no tokenizer can take.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"the lone surrogate {text[error.start]!r} at position {error.start}"
+        raise BadRow("lone_surrogate", field, found, "valid Unicode text", DROP_HINT) from None
+    return text
 
 
 def inside(folder: str | Path, path: str) -> Path:
     """Return `folder / path`, refusing paths in data files that lead out of the data folder (links included).
 
     Raises:
-        BadRow: the path is absolute, climbs out with "..", or is a link to the outside.
+        BadRow: the path leads elsewhere (absolute, with "..", or by a link), or no file can have it.
     """
     root = resolved(folder)
-    parent, name = os.path.split(root / path)
-    full = resolved(parent) / name
-    full = full.resolve() if name == os.pardir or full.is_symlink() else full
-    if Path(path).is_absolute() or not full.is_relative_to(root):
-        raise BadRow("outside_path", "path", repr(path), "a relative path inside the data folder")
+    try:
+        if "\0" in path:
+            raise ValueError("embedded null byte")
+        parent, name = os.path.split(root / path)
+        full = resolved(parent) / name
+        full = full.resolve() if name == os.pardir or full.is_symlink() else full
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a NUL character
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadRow("bad_path", "path", f"{abbreviate(path)} ({reason})", "a path inside the data folder") from None
+    if not full.is_relative_to(root):
+        raise BadRow("outside_path", "path", abbreviate(path), "a path inside the data folder")
     return full
 
 

@@ -28,3 +28,10 @@ def word_pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return [
         {"prompt": f"say{words()}:", "chosen": f"{words()} good", "rejected": f"{words()} bad"} for _ in range(count)
     ]
+
+
+def copy_of(path: Path) -> str:
+    """A file of the same rows beside `path`, for tests that compare training and validation: one more line break."""
+    copy = path.with_stem(f"{path.stem}-copy")
+    copy.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    return str(copy)

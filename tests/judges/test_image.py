@@ -146,6 +146,28 @@ def test_open_clip_is_the_cosine_of_one_picture_and_its_caption(open_clip_folder
     assert np.std(expected) > 1e-3
 
 
+def test_hpsv2_sees_the_whole_image(open_clip_folder: Path, tmp_path: Path) -> None:
+    """Its weights were trained on images padded with black; their edges count, which CLIP's crop cuts off."""
+    import shutil
+
+    weights = tmp_path / "HPS_v2_compressed.pt"
+    shutil.copy(open_clip_folder / "open_clip_pytorch_model.bin", weights)
+    plain = torch.full((3, 32, 96), 0.5)
+    edged = plain.clone()
+    edged[:, :, :24] = 1.0
+    name = f"local-dir:{open_clip_folder}"
+    scores = {
+        padded: judged(OpenCLIP(name, pretrained=None, padded=padded), ["a", "a"], [plain, edged])
+        for padded in (None, True, False)
+    }
+    assert scores[False][0] == scores[False][1]
+    assert scores[True][0] != scores[True][1]
+    assert torch.equal(scores[None], scores[False])
+    transform = OpenCLIP("ViT-B-32", pretrained=str(weights)).resizing()
+    assert transform == {"image_resize_mode": "longest", "image_interpolation": "bicubic"}
+    assert OpenCLIP("ViT-B-32", pretrained="openai").resizing() == {}
+
+
 def test_pictures_out_of_range_are_refused(clip_folder: Path) -> None:
     judge = PickScore(str(clip_folder), processor=None, batch_size=1)
     for bad in (torch.full((3, 8, 8), 1.5), torch.full((3, 8, 8), float("nan")), torch.rand(8, 8)):

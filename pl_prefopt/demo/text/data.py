@@ -102,6 +102,7 @@ class SentimentDataModule(TextPreferenceDataModule):
             num_workers=num_workers,
             seed=seed,
             cache_dir=cache_dir,
+            reversed_scores="keep",  # labels are noisy on purpose, and rewards are true
         )
         self.save_hyperparameters(arguments, logger=False)
         self.world, self.recipe, self.folder = world, recipe, folder

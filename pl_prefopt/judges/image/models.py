@@ -30,13 +30,16 @@ if TYPE_CHECKING:
 class OpenCLIP(Judge):
     """Cosine of image and caption under a model of open_clip.
 
-    HPSv2 (2306.09341) is this class with model="ViT-H-14" and `pretrained` the path of HPS_v2_compressed.pt.
+    HPSv2 (2306.09341) is this class with model="ViT-H-14" and `pretrained` the path of HPS_v2_compressed.pt. It sees
+    the whole image, scaled to its longest side and padded with black, where CLIP crops the centre.
 
     Args:
         model: name of open_clip, or "local-dir:FOLDER" with open_clip_config.json and weights.
         pretrained: name of its weights, or a file; None for a folder.
         batch_size: images per forward pass.
         device: where it runs; None: a GPU if there is one.
+        padded: True scales to the longest side and pads with black, False crops as the network's configuration says;
+            None pads for weights whose file name begins with HPS, as HPSv2 was trained.
 
     Raises:
         ValueError: batch_size < 1.
@@ -46,6 +49,7 @@ class OpenCLIP(Judge):
     pretrained: str | None = "laion2b_s32b_b79k"
     batch_size: int = 16
     device: str | None = None
+    padded: bool | None = None
 
     def __post_init__(self) -> None:
         integer("batch_size", self.batch_size)
@@ -61,12 +65,22 @@ class OpenCLIP(Judge):
         text_features = model.encode_text(tokenizer(captions).to(device), normalize=True)
         return (image_features * text_features).sum(-1)
 
+    def resizing(self) -> dict[str, Any]:
+        """Return what differs from the network's own preprocessing, as arguments of open_clip."""
+        hpsv2 = Path(self.pretrained or "").name.startswith("HPS")
+        padded = hpsv2 if self.padded is None else self.padded
+        return {"image_resize_mode": "longest", "image_interpolation": "bicubic"} if padded else {}
+
     @cached_property
     def _network(self) -> tuple[Any, Any, Any]:  # open_clip has no types
         import open_clip
 
         model, _, transform = open_clip.create_model_and_transforms(
-            self.model, pretrained=self.pretrained, device=default_device(self.device), weights_only=True
+            self.model,
+            pretrained=self.pretrained,
+            device=default_device(self.device),
+            weights_only=True,
+            **self.resizing(),
         )
         return model.eval(), transform, open_clip.get_tokenizer(self.model)
 

@@ -145,6 +145,11 @@ def broken(path: Path, content: bytes) -> str:
         ("a.csv", b"chosen,rejected\na\n", r"a.csv, row 1 must have 2 fields, as the header, got another number"),
         ("a.csv", b"chosen,rejected\na,b,c\n", r"a.csv, row 1 must have 2 fields"),
         ("a.csv", b'chosen,rejected\n"a,b\n', r"a.csv must be valid CSV, got an error after line 1"),
+        ("a.csv", b"chosen,rejected,chosen\na,b,c\n", r"a.csv must have one column of each name, got 'chosen'"),
+        ("a.tsv", b"chosen,rejected\na,b\n", r"a.tsv must have columns separated by tabs, .* the one column 'chosen"),
+        ("a.csv", b"chosen;rejected\na;b\n", r"a.csv must have columns separated by commas"),
+        ("a.jsonl", b'{"a": {"b": 1, "b": 2}}\n', r"a.jsonl, line 1 must .*, got the key 'b' twice in one object"),
+        ("a.json", b'[{"b": 1, "b": 2}]', r"a.json must be one JSON list of objects, got the key 'b' twice"),
         ("a.txt", b"hello", r"must end in one of .jsonl.*, got '.txt'"),
         ("a.parquet", b"PAR1 and nothing more", r"a.parquet must be a complete Parquet file, got 21 bytes"),
     ],
@@ -209,7 +214,7 @@ def test_paths_in_data_stay_in_the_data_folder(tmp_path: Path) -> None:
     (root / "out").symlink_to(tmp_path)
     assert inside(root, "a/b.png") == root / "a" / "b.png"
     for path in ("../x.png", "/etc/hosts", "out/x.png", "a/../../x"):
-        with pytest.raises(BadRow, match="a relative path inside the data folder"):
+        with pytest.raises(BadRow, match="a path inside the data folder"):
             inside(root, path)
 
 
@@ -220,5 +225,21 @@ def test_a_link_among_the_files_is_followed_to_where_it_leads(tmp_path: Path) ->
     (root / "bad.png").symlink_to(tmp_path / "x.png")
     assert inside(root, "kept.png") == root / "a" / "x.png"
     assert inside(root, "a/../y.png") == root / "y.png"
-    with pytest.raises(BadRow, match=r"a relative path inside the data folder, got 'bad\.png'"):
+    with pytest.raises(BadRow, match=r"a path inside the data folder, got 'bad\.png'"):
         inside(root, "bad.png")
+
+
+def test_parquet_with_a_column_twice(tmp_path: Path) -> None:
+    column = pa.array(["a"])
+    pq.write_table(pa.table([column, column], names=["chosen", "chosen"]), tmp_path / "a.parquet")
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=r"a.parquet must have one column of each name, got 'chosen' repeatedly"):
+            open_source(str(tmp_path / "a.parquet"), streaming=streaming)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda _: b"", None])
+def test_a_damaged_folder_of_save_to_disk(damage: Callable[[bytes], bytes] | None, tmp_path: Path) -> None:
+    file = next(Path(as_folder(tmp_path / "a")).glob("*.arrow"))
+    file.unlink() if damage is None else file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=r"a must be a complete folder of datasets.save_to_disk, got one that cannot"):
+        open_source(str(tmp_path / "a"))

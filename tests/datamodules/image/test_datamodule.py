@@ -10,7 +10,7 @@ import torch
 
 from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule
 from pl_prefopt.datamodules.image.geometry import MOVED
-from tests.datamodules.sample_files import write_jsonl
+from tests.datamodules.sample_files import copy_of, write_jsonl
 from tests.datamodules.sample_images import encoded, image_folder, noise
 
 
@@ -113,7 +113,7 @@ def test_randomness_is_keyed_by_seed_epoch_and_row(path: Path) -> None:
 
 
 def test_caption_dropout_is_per_pair_and_only_in_training(path: Path) -> None:
-    data = ready(path, val=str(path), caption_dropout=0.4, flip=1.0)
+    data = ready(path, val=copy_of(path), caption_dropout=0.4, flip=1.0)
     rows = data.datasets["train"]
     dropped = 0
     for epoch in range(50):
@@ -248,3 +248,43 @@ def test_rounds_write_pairs_that_are_trained_on(path: Path, tmp_path: Path) -> N
     assert (train[0]["pixels"] - want).abs().max() <= 1.01 / 255
     assert data.conditions() == ["caption 0", "caption 1", "caption 2"]
     assert torch.equal(data.truths(["caption 2"])[0], ready(path).truths(["caption 2"])[0])
+
+
+def test_the_same_pixels_in_another_encoding_are_refused(path: Path) -> None:
+    noise(4).save(path.parent / "bad2.png", compress_level=0)
+    with pytest.raises(ValueError, match=r"line 3: field 'rejected' must be .*, got the same content as another"):
+        ready(path)
+    assert ready(path, on_bad_row="drop").stats("train")["counts"]["dropped/identical"] == 1
+
+
+def test_rejected_images_are_no_more_distorted_than_chosen_ones(tmp_path: Path) -> None:
+    path = image_folder(tmp_path / "data", 3)
+    for i in range(3):
+        noise(50 + i, 40, 20).save(path.parent / f"bad{i}.png")
+    stats = ready(path, resolution=20).stats("train")
+    assert stats["stretched"] == [0, 0]
+    assert stats["reshaped"] == 1.0
+    assert (stats["cut"], stats["rejected"]["cut"]) == (pytest.approx(0.26, abs=0.02), 0.5)
+
+
+def test_absolute_paths_inside_the_folder_are_read(path: Path) -> None:
+    row = {"caption": "a", "chosen": str(path.parent / "good0.png"), "rejected": "bad0.png"}
+    assert len(ready(write_jsonl(path.parent / "absolute.jsonl", [row, row]), batch_size=1).datasets["train"]) == 2
+
+
+def test_columns_that_nothing_reads_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = image_folder(tmp_path / "data", 2, source="web", model="m")
+    with caplog.at_level("INFO"):
+        ready(path)
+    assert caplog.text.count("train: columns that are not used: 'model', 'source'") == 1
+
+
+def test_pairs_that_their_scores_contradict_are_refused(tmp_path: Path) -> None:
+    path = image_folder(tmp_path / "data", 2, score_chosen=1, score_rejected=2)
+    with pytest.raises(ValueError, match="'score_chosen' must be not worse than 'score_rejected', got 1"):
+        ready(path)
+    rows = [{"prompt": "a", "image_path": ["good0.png", "bad0.png"], "rank": [1, 2], "scores": [1, 2]}]
+    with pytest.raises(ValueError, match="'scores' must be in agreement with 'ranks'"):
+        ready(write_jsonl(path.parent / "ranked.jsonl", rows))
+    with pytest.raises(ValueError, match="column 'weight' must be above 0 in at least one row"):
+        ready(image_folder(tmp_path / "zero", 2, weight=0))

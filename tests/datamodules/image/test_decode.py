@@ -120,3 +120,35 @@ def test_a_stereo_photo_of_a_camera_is_no_animation() -> None:
     out = io.BytesIO()
     noise(0).save(out, "MPO", save_all=True, append_images=[noise(1)])
     assert decode(out.getvalue(), "chosen")[1] == []
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "CMYK", "I;16", "F"])
+def test_the_orientation_survives_conversions(mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if mode in ("I;16", "F"):
+        values = np.asarray(noise(0, 24, 32).convert("L"), np.float32) / 255
+        image = Image.fromarray(values if mode == "F" else (values * 65535).astype(np.uint16))
+    else:
+        image = noise(0, 24, 32).convert(mode)
+    file = "PNG" if mode in ("RGBA", "LA") else "TIFF"
+    found, changed = decode(encoded(image, file, exif=exif), "chosen", conversions(True))
+    upright, _ = decode(encoded(image, file), "chosen", conversions(True))
+    assert len(changed) == 1
+    assert np.array_equal(np.asarray(found), np.rot90(np.asarray(upright), 3))
+
+
+def test_floats_are_read_from_zero_to_one() -> None:
+    values = np.array([[0, 0.5, 1]], np.float32)
+    found, _ = decode(encoded(Image.fromarray(values), "TIFF"), "chosen", conversions("16bit"))
+    assert np.asarray(found)[0, :, 0].tolist() == [0, 128, 255]
+    for bad in (values * 255, values - 1, values * np.nan):
+        with pytest.raises(BadRow, match=r"got mode F with values from .* outside 0 to 1\."):
+            decode(encoded(Image.fromarray(bad), "TIFF"), "chosen", conversions("16bit"))
+
+
+@pytest.mark.parametrize("size", [(3000, 2), (2, 3000), (1, 21)])
+def test_extreme_aspect_ratios_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(BadRow, match="an aspect ratio of at most 20:1, got"):
+        decode(encoded(Image.new("RGB", size)), "chosen")
+    assert decode(encoded(Image.new("RGB", (20, 1))), "chosen")[1] == []

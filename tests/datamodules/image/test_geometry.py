@@ -106,7 +106,7 @@ def test_draws_depend_on_seed_epoch_and_row_only() -> None:
 
 def test_buckets_by_aspect_ratio() -> None:
     geometry = Geometry(buckets=[[16, 16], [24, 12], [12, 24]])
-    assert [geometry.bucket(s) for s in ((100, 100), (90, 40), (40, 90), (100, 120))] == [0, 1, 2, 0]
+    assert [geometry.bucket((s, s)) for s in ((100, 100), (90, 40), (40, 90), (100, 120))] == [0, 1, 2, 0]
     found = auto_buckets((512, 512))
     assert all(h % 64 == w % 64 == 0 and h * w <= 512**2 for h, w in found)
     assert (512, 512) in found
@@ -130,3 +130,28 @@ def test_buckets_by_aspect_ratio() -> None:
 def test_bad_arguments_are_named(call: Callable[[], object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("crop", ["shared-center", "shared-random"])
+def test_neither_image_of_a_pair_is_stretched(crop: str) -> None:
+    """A circle stays a circle in both images, whichever of them is the better one."""
+    rows, columns = np.mgrid[:40, :80]
+    circle = Image.fromarray((255 * ((rows - 20) ** 2 + (columns - 40) ** 2 < 15**2)).astype(np.uint8)).convert("RGB")
+    square = circle.crop((20, 0, 60, 40))
+    for images in ((circle, square), (square, circle)):
+        sizes = tuple((image.height, image.width) for image in images)
+        frame = Geometry(40, crop, seed=1).view(sizes, 0, 0)  # pyright: ignore[reportArgumentType]
+        assert [scaled[0] / scaled[1] for scaled in frame.scaled] == [h / w for h, w in sizes]
+        assert frame.key(0) != frame.key(1)
+        for which, image in enumerate(images):
+            white = Geometry(40, crop, seed=1).tensor(image, which, frame)[0] > 0
+            assert int(white.any(1).sum()) == 29
+    centred = Geometry(40).view(((40, 80), (40, 40)), 0, 0)
+    whole = [Geometry(40).tensor(image, which, centred) for which, image in enumerate((circle, square))]
+    assert bool((whole[0] == whole[1]).all())
+
+
+def test_the_bucket_is_that_of_both_images() -> None:
+    geometry = Geometry(buckets=[[16, 16], [32, 8], [8, 32]])
+    assert geometry.bucket(((100, 100), (25, 400))) == geometry.bucket(((25, 400), (100, 100))) == 2
+    assert geometry.bucket(((25, 400), (400, 25))) == 0

@@ -8,6 +8,7 @@ import pytest
 
 from pl_prefopt.datamodules import Geometry, ImagePreferenceDataModule, Share
 from pl_prefopt.datamodules.loading.buckets import BucketBatches, BucketEvalBatches
+from tests.datamodules.sample_files import copy_of
 from tests.datamodules.sample_images import image_folder, noise
 
 BUCKETS = np.array([0] * 11 + [1] * 5 + [2] * 7)
@@ -67,10 +68,15 @@ def test_too_few_pairs_are_refused() -> None:
 def test_a_folder_of_two_aspect_ratios(tmp_path: Path) -> None:
     path = image_folder(tmp_path / "data", 6)
     for i in (1, 4):
-        noise(60 + i, 40, 20).save(path.parent / f"good{i}.png")
+        for k, name in enumerate(("good", "bad")):
+            noise(60 + 10 * k + i, 40, 20).save(path.parent / f"{name}{i}.png")
     buckets = [[12, 16], [16, 8]]
     data = ImagePreferenceDataModule(
-        str(path), val=str(path), geometry=Geometry(buckets=buckets), batch_size=2, cache_dir=str(tmp_path / "cache")
+        str(path),
+        val=copy_of(path),
+        geometry=Geometry(buckets=buckets),
+        batch_size=2,
+        cache_dir=str(tmp_path / "cache"),
     )
     data.setup("fit")
     assert data.stats("train")["buckets"] == {"12x16": 4, "16x8": 2}

@@ -15,7 +15,7 @@ from pl_prefopt.datamodules.image.geometry import MOVED
 from pl_prefopt.datamodules.image.rows import ImagePairs
 from pl_prefopt.datamodules.media import cache as media_cache
 from pl_prefopt.utilities.seeding import keyed_generator
-from tests.datamodules.sample_files import write_jsonl
+from tests.datamodules.sample_files import copy_of, write_jsonl
 from tests.datamodules.sample_images import image_folder, noise
 
 
@@ -120,7 +120,7 @@ def test_every_image_and_caption_is_encoded_once(path: Path) -> None:
     assert encoder.images == 4 * 2
     assert encoder.texts == ["", "same"]
     again = Encoder()
-    ready(ranked, again, flip=0.5, val=str(ranked))
+    ready(ranked, again, flip=0.5, val=copy_of(ranked))
     assert (again.images, again.texts) == (0, [])
 
 
@@ -222,3 +222,31 @@ def test_a_broken_shard_is_named(path: Path) -> None:
     shard.with_name("0.safetensors").write_bytes(shard.read_bytes()[:50])
     with pytest.raises(ValueError, match=r"0.safetensors must be safetensors, got .*Delete it"):
         ready(path, Encoder())
+
+
+def test_captions_that_are_read_only_in_part_are_counted(path: Path) -> None:
+    class Short(Encoder):
+        def cut_captions(self, captions: list[str]) -> int:
+            return sum(len(caption) > 8 for caption in captions)
+
+    with pytest.warns(UserWarning, match="3 captions are longer than the text encoders read"):
+        ready(path, Short())
+
+
+def test_pipelines_count_the_captions_that_they_cut() -> None:
+    pytest.importorskip("diffusers")
+    from pl_prefopt.policies import Diffusion
+
+    conditioner = Diffusion(tiny="sd").conditioner()
+    assert conditioner.cut_captions(["a cat", "a cat " * 100_000]) == 1
+
+
+def test_sizes_that_the_network_cannot_take_are_refused_before_anything_is_encoded(path: Path) -> None:
+    encoder = Encoder()
+    data = images(path, resolution=[10, 16], cache_dir=str(path.parent / "cache"))
+    fake = trainer(encoder)
+    fake.lightning_module.policy_builder.family = lambda: SimpleNamespace(multiple=2)
+    data.trainer = fake
+    with pytest.raises(ValueError, match="resolution must be multiples of 4, which this model's VAE and network need"):
+        data.setup("fit")
+    assert (encoder.images, encoder.texts) == (0, [])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pl_prefopt.datamodules.files.splits import Splits
 from pl_prefopt.datamodules.media.datamodule import MediaPreferenceDataModule
-from pl_prefopt.datamodules.media.kind import Decoded, MediaKind, Size, Sizes
+from pl_prefopt.datamodules.media.kind import Decoded, MediaKind, Sizes
 from pl_prefopt.datamodules.media.rows import uniform
 from pl_prefopt.datamodules.media.write import write_media
 from pl_prefopt.utilities.rows import BadRow
@@ -76,7 +76,7 @@ class Clips:
         return list(dict.fromkeys(self._clip(sizes, place) for place in range(max(1, self.places))))
 
     def _clip(self, sizes: Sizes, place: int) -> Clip:
-        length = self.length if self.places else 100 * (self.bucket(sizes[0]) + 1)
+        length = self.length if self.places else 100 * (self.bucket(sizes) + 1)
         start = place * max(0, sizes[0][0] - length) // max(1, self.places - 1)
         heard = (min(length, sizes[0][0]), min(length, sizes[1][0]))
         return Clip(length, start, heard)
@@ -85,8 +85,8 @@ class Clips:
         values = torch.from_numpy(media[view.start : view.start + view.size].copy())
         return torch.nn.functional.pad(values, (0, view.size - len(values)))
 
-    def bucket(self, size: Size) -> int:
-        return (size[0] - 1) // 100
+    def bucket(self, sizes: Sizes) -> int:
+        return (sizes[0][0] - 1) // 100
 
     def without_randomness(self) -> Clips:
         return replace(self, places=min(self.places, 1))

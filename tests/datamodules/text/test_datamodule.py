@@ -19,7 +19,7 @@ from pl_prefopt.datamodules import (
     Truncation,
 )
 from pl_prefopt.utilities.configurable import from_config
-from tests.datamodules.sample_files import SHARED, word_pairs, write_jsonl
+from tests.datamodules.sample_files import SHARED, copy_of, word_pairs, write_jsonl
 
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder ../shared/data/text is not here")
 CHAT = (
@@ -185,7 +185,7 @@ def test_validation_by_fraction_and_by_name(path: Path, tmp_path: Path) -> None:
     index = int(next(iter(data.val_dataloader()))["index"][0])  # type: ignore[arg-type]
     source = json.loads(path.read_text().splitlines()[data.datasets["val"].source_row(index)])
     assert data.texts("val", index)["completions"] == [source["chosen"], source["rejected"]]
-    several = ready(path, val={"film": str(path), "book": [str(path), str(path)]}, limit={"val": 50})
+    several = ready(path, val={"film": copy_of(path), "book": [copy_of(path)] * 2}, limit={"val": 50})
     assert several.names("val") == ["val/film", "val/book"]
     assert [len(several.datasets[n]) for n in several.names("val")] == [40, 50]
     assert len(several.val_dataloader()) == 2
@@ -252,7 +252,7 @@ def broken_pairs(**change: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"chosen": None}, r"a.jsonl, line 4: field 'chosen' must be a column, got only 'prompt', "),
+        ({"chosen": None}, r"a.jsonl, line 4: field 'chosen' must be text, a turn, .*, got null"),
         ({"prompt": ""}, r"a.jsonl, line 4: field 'prompt' must be text, got ''"),
         ({"rejected": " "}, r"a.jsonl, line 4: field 'rejected' must be text .*, got ' '"),
         ({"chosen": "x", "rejected": "x"}, r"a.jsonl, line 4: field 'rejected' must be .*, got the same as chosen"),
@@ -391,3 +391,69 @@ def test_real_conversations(tmp_path: Path) -> None:
         assert max(len(row["prompt_ids"]) + len(c) for c in row["completion_ids"]) <= 512
         assert row["completion_ids"][0] != row["completion_ids"][1]
         assert source["chosen"]["value"].startswith(data.tokenizer.decode(row["completion_ids"][0][:5]).strip())
+
+
+# ---- read as meant, or refused -------------------------------------------------------------------------------------
+
+
+def test_columns_that_nothing_reads_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [row | {"id": i, "model": "m"} for i, row in enumerate(word_pairs(6))]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"query": row.pop("prompt"), **row} for row in rows])
+    for _ in range(2):  # the second reads the cache
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            ready(path)
+        assert caplog.text.count("columns that are not used: 'id', 'model'") == 1
+        assert caplog.text.count("the prompt of 6 rows is their column 'query'") == 1
+
+
+def test_weights_that_are_all_zero_stop(tmp_path: Path) -> None:
+    rows = [row | {"weight": 0} for row in word_pairs(6)]
+    with pytest.raises(ValueError, match=r"a.jsonl: column 'weight' must be above 0 in at least one row"):
+        ready(write_jsonl(tmp_path / "a.jsonl", rows))
+    rows[4]["weight"] = 0.5
+    ready(write_jsonl(tmp_path / "b.jsonl", rows))
+
+
+def test_nothing_is_evaluated_on_the_training_file(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", word_pairs(6))
+    (tmp_path / "b.jsonl").write_bytes(path.read_bytes())
+    (tmp_path / "c.jsonl").symlink_to(path)
+    other = str(write_jsonl(tmp_path / "d.jsonl", word_pairs(6, seed=1)))
+    for name in "abc":
+        with pytest.raises(ValueError, match=rf"val must be rows that are not trained on, got '.*{name}.jsonl'"):
+            ready(path, val=[other, str(tmp_path / f"{name}.jsonl")])
+        with pytest.raises(ValueError, match=r"test must be rows that are not trained on"):
+            module(path, test=str(tmp_path / f"{name}.jsonl")).prepare_data()
+    ready(path, val=other)
+
+
+def test_inspect_shows_rows_as_the_model_sees_them(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "one two three", "chosen": " four five six seven eight nine ten", "rejected": " no", "weight": 2}
+    ]
+    path = write_jsonl(tmp_path / "a.jsonl", rows * 2)
+    data = ready(path, tokenizer=TrainedTokenizer(kind="word"), truncation=Truncation(8))
+    text = data.inspect("train", 1)
+    assert "rows 0 to 0 of 2" in text
+    assert f"row 0 ({path}, line 1)" in text
+    assert "prompt (4 tokens): <bos>|one| two| three\n" in text
+    assert "chosen (4 tokens, 4 of 8 cut off at the end):  four| five| six| seven\n" in text
+    assert "rejected (2 tokens):  no|<eos>\n" in text
+    assert "weight: 2.0" in text
+    with pytest.raises(ValueError, match="split must be one of train, got 'val'"):
+        data.inspect("val")
+
+
+def test_pairs_against_their_scores_are_refused_dropped_or_kept(tmp_path: Path) -> None:
+    rows = [row | {"score_chosen": 2, "score_rejected": 3 if i == 2 else 1} for i, row in enumerate(word_pairs(6))]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(ValueError, match=r"a.jsonl, line 3: field 'score_chosen' must be not worse than 'score_rej"):
+        ready(path)
+    assert ready(path, reversed_scores="drop").stats("train")["counts"]["dropped/reversed_scores"] == 1
+    assert ready(path, on_bad_row="drop").stats("train")["counts"]["dropped/reversed_scores"] == 1
+    kept = ready(path, reversed_scores="keep")
+    assert kept.stats("train")["counts"]["changed/reversed_scores"] == 1
+    assert kept.texts("train", 2)["completions"] == [rows[2]["chosen"], rows[2]["rejected"]]
+    with pytest.raises(ValueError, match="reversed_scores must be one of error, drop, keep, got 'skip'"):
+        ready(path, reversed_scores="skip")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -85,7 +86,7 @@ def test_lists_come_best_first_with_their_numbers() -> None:
     assert row.completions == ["b", "c", "a"]
     assert row.numbers == {"relevance": [0.9, 0.5, 0.1], "ranks": [2, 3, 1]}
     assert parse({"prompt": "p", "completions": ["a", "b"], "targets": [0.2, 0.8]}).completions == ["b", "a"]
-    assert parse({"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]}).completions == ["a", "b"]
+    assert parse({"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]}).completions == ["b", "a"]
 
 
 def test_a_pair_is_never_turned_round_by_its_numbers() -> None:
@@ -145,3 +146,153 @@ def test_a_renamed_column_that_is_not_there() -> None:
 
 def test_empty_prompt_can_be_allowed() -> None:
     assert parse(PAIR | {"prompt": ""}, allow_empty_prompt=True).prompt == ""
+
+
+# ---- read as meant, or refused -------------------------------------------------------------------------------------
+
+LIST = {"prompt": "p", "completions": ["a", "b", "c"]}
+
+
+def test_scores_and_ranks_decide_which_completion_is_best() -> None:
+    assert parse(LIST | {"scores": [0.1, 0.9, 0.5]}).completions == ["b", "c", "a"]
+    assert parse(LIST | {"scores": "[0.1, 0.9, 0.5]"}).numbers == {"relevance": [0.9, 0.5, 0.1]}
+    assert parse(LIST | {"ranks": [2, 1, 3]}).completions == ["b", "a", "c"]
+    assert parse(LIST | {"scores": [1, 1, 1]}).events == {"tied_list"}
+    assert parse(LIST | {"ranks": [2, 1, 3], "scores": [5, 9, 1]}).completions == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"scores": [1, 3, 2], "ranks": [1, 2, 3]}, "'ranks' must be in agreement with 'relevance'"),
+        ({"scores": [1, 3, 2], "rewards": [3, 1, 2]}, "'scores' must be in agreement with 'rewards'"),
+        ({"relevance": [1, 3, 2], "targets": [0.5, 0.2, 0.3]}, "'targets' must be in agreement with 'relevance'"),
+        ({"scores": [1, 2]}, "'relevance' must be a list of 3 numbers"),
+        ({"chosen": "a", "rejected": "b"}, "'completions' must be alone"),
+    ],
+)
+def test_contradictions_in_lists_are_refused(columns: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadRow, match=words):
+        parse(LIST | columns)
+
+
+@pytest.mark.parametrize("name", ["score", "rank", "labels", "best", "chosen_index", "human_preference"])
+def test_a_column_that_may_order_a_list_stops(name: str) -> None:
+    with pytest.raises(BadRow, match=f"'scores' must be one column, got no such column, but '{name}'.*ranks"):
+        parse(LIST | {name: [2, 1, 3]})
+    assert parse(LIST | {name: [2, 1, 3], "rewards": [3, 2, 1]}).completions == ["a", "b", "c"]
+    assert parse(LIST | {name: [2, 1, 3]}, {"ranks": name}).completions == ["b", "a", "c"]
+    assert parse(LIST | {"ratings": [2, 1, 3]}).completions == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen-rating", "rejected-rating"),
+        ("chosen_rewards", "rejected_rewards"),
+    ],
+)  # fmt: skip
+def test_pairs_whose_scores_say_the_opposite_are_refused(chosen: str, rejected: str) -> None:
+    assert parse(PAIR | {chosen: 2.0, rejected: "1.5"}).completions == ["a", "b"]
+    assert parse(PAIR | {chosen: 1, rejected: 1}).completions == ["a", "b"]
+    with pytest.raises(BadRow, match=f"'{chosen}' must be not worse than '{rejected}', got 1, beside"):
+        parse(PAIR | {chosen: 1, rejected: 1.5})
+    with pytest.raises(BadRow, match="'scores' must be highest for chosen"):
+        parse(PAIR | {"scores": [1, 2]})
+
+
+@pytest.mark.parametrize("name", ["question", "instruction", "query", "input"])
+def test_the_prompt_may_have_another_plain_name(name: str) -> None:
+    row = parse({name: "Why?", "chosen": "The sky", "rejected": "The sea", "input" if name != "input" else "query": ""})
+    assert (row.prompt, row.events) == ("Why?", {f"prompt_from_{name}"})
+    assert parse({"prompt": "p", name: "Why?", "chosen": "a", "rejected": "b"}).prompt == "p"
+
+
+def test_two_columns_that_may_be_the_prompt_stop() -> None:
+    with pytest.raises(BadRow, match=r"'prompt' must be one column, got no such column, but 'instruction' and 'input'"):
+        parse({"instruction": "Add.", "input": "1 2", "chosen": "3", "rejected": "4"})
+    for name in ("Prompt", "context", "user_prompt", "chat-history", "messages"):
+        with pytest.raises(BadRow, match=f"'prompt' must be one column, got no such column, but '{name}'"):
+            parse({name: "Add.", "chosen": "a b", "rejected": "a c"})
+    assert parse({"chosen": "a b", "rejected": "a c", "prompt_id": "x", "messages": None}).prompt is None
+    with pytest.raises(BadRow, match="'prompt' must be text or a list of turns, got null"):
+        parse({"prompt": None, "chosen": "a b", "rejected": "a c"})
+
+
+def test_the_system_column_is_used() -> None:
+    row = parse(PAIR | {"system": "Be kind."})
+    assert (row.prompt, row.events) == ("Be kind.\n\np", {"system_before_prompt"})
+    turns = {"chosen": [GOOD], "rejected": [BAD], "system": "Be kind."}
+    assert parse({"prompt": [USER], **turns}).prompt == [SYSTEM, USER]
+    assert parse({"prompt": [SYSTEM, USER], **turns}).prompt == [SYSTEM, USER]
+    assert parse({**turns, "chosen": [USER, GOOD], "rejected": [USER, BAD]}).prompt == [SYSTEM, USER]
+    assert parse(PAIR | {"system": "42"}).prompt == "42\n\np"
+    assert parse(PAIR | {"system_prompt": "Be kind."}).prompt == "Be kind.\n\np"
+    with pytest.raises(BadRow, match="'system_prompt' must be in agreement with 'system'"):
+        parse(PAIR | {"system_prompt": "Be kind.", "system": "Be rude."})
+    with pytest.raises(BadRow, match="'system' must be absent, or equal to the system turn"):
+        parse({"prompt": [SYSTEM | {"content": "Be rude."}, USER], **turns})
+    with pytest.raises(BadRow, match="'system' must be absent, got text, but no prompt"):
+        parse({"chosen": "a b", "rejected": "a c", "system": "Be kind."})
+
+
+def test_turns_written_as_text_are_turns() -> None:
+    import numpy as np
+
+    wanted = parse({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]})
+    for write in (str, json.dumps):
+        assert parse({"prompt": write([USER]), "chosen": write([GOOD]), "rejected": write([BAD])}) == wanted
+    assert parse({"prompt": [USER], "chosen": str(np.array([GOOD])), "rejected": [BAD]}) == wanted
+    for text in (str(np.array([USER, GOOD])), repr(np.array([GOOD])), str([GOOD])[:-2]):
+        with pytest.raises(BadRow, match=r"'chosen' must be a list of turns, got a conversation written as text"):
+            parse({"prompt": [USER], "chosen": text, "rejected": [BAD]})
+    assert parse(PAIR | {"chosen": "[{] is no turn"}).completions[0] == "[{] is no turn"
+
+
+def test_tools_and_template_arguments_may_be_json_text() -> None:
+    raw = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
+    row = parse(raw | {"tools": '[{"name": "f"}]', "chat_template_kwargs": '{"deep": true}'})
+    assert (row.tools, row.template_kwargs) == ([{"name": "f"}], {"deep": True})
+    for tools in ("none at all", ["f"], {"name": "f"}):
+        with pytest.raises(BadRow, match="'tools' must be a list of objects that describe functions"):
+            parse(raw | {"tools": tools})
+
+
+def test_text_parts_of_a_turn_are_joined() -> None:
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo!"}]
+    assert parse({"prompt": [USER], "chosen": [GOOD | {"content": parts}], "rejected": [BAD]}).completions[0] == [GOOD]
+    for content in ([*parts, {"type": "image", "url": "x"}], 5, {"text": "x"}):
+        with pytest.raises(BadRow, match=r"'chosen\[0\].content' must be text, or a list of parts"):
+            parse({"prompt": [USER], "chosen": [GOOD | {"content": content}], "rejected": [BAD]})
+
+
+@pytest.mark.parametrize("turn", [{"role": "usr", "content": "Hi"}, {"from": "bing", "value": "Hi"}])
+def test_unknown_roles_are_refused(turn: dict[str, Any]) -> None:
+    with pytest.raises(BadRow, match=r"'prompt\[0\].role' must be one of system, developer, user, assistant.*human"):
+        parse({"prompt": [turn], "chosen": [GOOD], "rejected": [BAD]})
+
+
+@pytest.mark.parametrize("text", ["\u200b\u200b", "\ufeff", "\x00\x07", "\u2800\u3164", "\u00a0\u2003", "\u00ad\u0301"])
+def test_completions_that_nobody_can_see_are_empty(text: str) -> None:
+    with pytest.raises(BadRow, match="at least one visible character"):
+        parse(PAIR | {"chosen": text})
+    assert parse(PAIR | {"chosen": f"{text}é"}).completions[0] == f"{text}é"
+
+
+@pytest.mark.parametrize("raw", [PAIR | {"chosen": "a\ud800"}, PAIR | {"prompt": [USER | {"content": "\udfff"}]}])
+def test_lone_surrogates_are_refused(raw: dict[str, Any]) -> None:
+    with pytest.raises(BadRow, match=r"must be valid Unicode text, got the lone surrogate"):
+        parse(raw)
+
+
+@pytest.mark.parametrize("value", [10**400, 1e39, -1e39, 10**9000], ids=["integer", "high", "low", "digits"])
+def test_numbers_beyond_float32_are_refused(value: float) -> None:
+    with pytest.raises(BadRow, match=r"'margin' must be a (finite )?number"):
+        parse(PAIR | {"margin": value})
+
+
+def test_null_is_called_null() -> None:
+    with pytest.raises(BadRow, match="'chosen' must be text, a turn, or a list of turns, got null"):
+        parse(PAIR | {"chosen": None})
+    with pytest.raises(BadRow, match="'chosen' must be a column, got only 'conversations', 'rejected'"):
+        parse({"conversations": [USER], "rejected": BAD})
