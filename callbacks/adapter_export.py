@@ -74,7 +74,7 @@ class AdapterExport(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count the export of the checkpoint from which the run resumes."""
-        if trainer.global_step:
+        if self.at_checkpoints and trainer.global_step:
             self._steps.add(trainer.global_step)
             self._outdated = True
 
@@ -158,7 +158,7 @@ def is_finite(module: HasPolicy) -> bool:
 
 
 def checkpoint_steps(trainer: pl.Trainer) -> set[int] | None:
-    """Optimizer steps of the checkpoints that exist; None where they cannot be read one by one."""
+    """Optimizer steps of the checkpoints that exist; None where there are none, or they cannot be read one by one."""
     steps: set[int] = set()
     if not trainer.checkpoint_callbacks:
         return None
@@ -171,7 +171,7 @@ def checkpoint_steps(trainer: pl.Trainer) -> set[int] | None:
                 steps.add(torch.load(file, mmap=True, weights_only=True, map_location="cpu")["global_step"])
             except Exception:  # a folder of shards, or the file of somebody else: rather keep too much
                 return None
-    return steps
+    return steps or None
 
 
 def move_files(source: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
 import re
@@ -82,7 +83,7 @@ def raise_refused(refused: Refused, key: str) -> NoReturn:
 
 def constructor_arguments(cls: type) -> set[str]:
     """Arguments of a class and of its bases, to which it may pass them on."""
-    codes = (getattr(base.__init__, "__code__", None) for base in cls.__mro__)
+    codes = (getattr(inspect.unwrap(base.__init__), "__code__", None) for base in cls.__mro__)
     return {name for code in codes if code for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]}
 
 

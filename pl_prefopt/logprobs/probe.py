@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pl_prefopt.logprobs.chunked_head import Head
 from pl_prefopt.logprobs.family import base_model
 from pl_prefopt.logprobs.layout import Tokens
-from pl_prefopt.utilities.modes import disable_dropout
+from pl_prefopt.utilities.modes import disable_dropout, drops_units
 
 PROMPT = 40
 """Tokens of the probe's prompt: a window up to this length shows its effect in the probe."""
@@ -115,11 +115,6 @@ def training_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def drops_units(network: nn.Module) -> bool:
-    """Whether dropout is on, so that passes in training mode differ for a good reason."""
-    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in network.modules())
 
 
 def difference(values: Tensor, expected: Tensor, dtype: torch.dtype) -> float:

@@ -30,7 +30,14 @@ def disable_dropout(network: nn.Module) -> None:
         if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
             module.p = 0.0
         for name, value in vars(module).items():
-            if isinstance(value, float) and name.endswith(
-                ("dropout", "_pdrop", "dropout_rate", "dropout_prob", "layerdrop")
-            ):
+            if isinstance(value, float) and name.endswith(_DROPOUT_NAMES):
                 setattr(module, name, 0.0)
+
+
+def drops_units(network: nn.Module) -> bool:
+    """Whether dropout or layerdrop is on, so that passes in training mode differ for a good reason."""
+    return any(
+        (isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)) and module.p > 0)
+        or any(isinstance(v, float) and v > 0 and name.endswith(_DROPOUT_NAMES) for name, v in vars(module).items())
+        for module in network.modules()
+    )
