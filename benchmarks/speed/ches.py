@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -68,7 +68,7 @@ def measure(folder: Path, pairs: int, rounds: int, size: int) -> dict[str, list[
 
     def scoring() -> None:
         shutil.rmtree(folder / "ches", ignore_errors=True)
-        CHESFilter(rank=1, batch_size=size)._scores(trainer, module, data, folder / "ches")
+        CHESFilter(rank=1, batch_size=size)._scores(trainer, module, cast(Any, data), folder / "ches")
 
     ways: dict[str, Callable[[], None]] = {
         "scoring pass": scoring,

@@ -181,7 +181,7 @@ def rope_limits(network: nn.Module) -> dict[str, int]:
     for entry in (parameters, *parameters.values()):
         kind = entry.get("rope_type", "") if isinstance(entry, dict) else ""
         if kind == "longrope" or ("dynamic" in kind and not entry.get("alpha")):
-            length = entry.get("original_max_position_embeddings") or config.max_position_embeddings
+            length = int(entry.get("original_max_position_embeddings") or config.max_position_embeddings)
             limits[kind] = min(limits.get(kind, length), length)
     return limits
 
