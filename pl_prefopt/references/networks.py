@@ -6,7 +6,7 @@ The small `Configurable` classes are what YAML names; `build` turns them into a 
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from pl_prefopt.utilities.configurable import Configurable
 from pl_prefopt.utilities.modes import eval_mode
 
 
-class ReferenceNetwork(nn.Module):
+class ReferenceNetwork(nn.Module, ABC):
     """Run-time side of a reference. `use(policy)` yields the network to call as pi_ref: no gradient, eval mode."""
 
     kind: str
@@ -47,8 +47,9 @@ class ReferenceNetwork(nn.Module):
         with torch.no_grad(), self._network(policy) as network, eval_mode(network):
             yield network
 
+    @abstractmethod
     def _network(self, policy: nn.Module) -> AbstractContextManager[nn.Module]:
-        raise NotImplementedError
+        """Context that gives the network to call as pi_ref."""
 
     def weights(self, policy: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and value of every weight that the reference's numbers depend on."""
